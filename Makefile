@@ -1,0 +1,4 @@
+# Every target is one script, so that nothing happens in CI that a person cannot run with one word.
+.PHONY: demo test check bench install
+demo test check bench install:
+	@scripts/$@

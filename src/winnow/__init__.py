@@ -1,0 +1,36 @@
+"""Winnow: compute only the inner products that matter.   (floor 8 · cli)
+
+    engine = winnow.load()                       the bundled model; or a checkpoint directory, or a hub id
+    done = engine.generate("Once upon a time")   Completion(text, token_ids, finish_reason, stats, ...)
+
+The names live in the rooms below and are fetched when first used (PEP 562): importing winnow imports
+nothing else.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from winnow.engine.generate import Completion, Engine, load
+    from winnow.engine.sparsity import calibrate
+
+__all__ = ["Completion", "Engine", "calibrate", "load"]
+
+_HOMES = {
+    "Completion": "winnow.engine.generate",
+    "Engine": "winnow.engine.generate",
+    "calibrate": "winnow.engine.sparsity",
+    "load": "winnow.engine.generate",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return importlib.import_module("winnow.cli.version").version()
+    if name not in _HOMES:
+        raise AttributeError(f"module 'winnow' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,1 @@
+"""Tests: mirrors src, plus house/ (the rules of the whole repository)."""
