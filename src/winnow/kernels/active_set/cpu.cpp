@@ -1,0 +1,52 @@
+// The low-rank guess: two products, then one ascending list.
+#include "../linear/product.hpp"
+#include "select.hpp"
+
+namespace winnow::WINNOW_LEVEL {
+
+// Writes the selected neurons of the block to the start of its part of `indices`; returns how many.
+static std::int64_t list_block(const float* scores, std::int64_t begin, std::int64_t end, std::int32_t* indices) {
+  std::int64_t n = begin;
+  for (std::int64_t f = begin; f < end; ++f) {
+    indices[n] = static_cast<std::int32_t>(f);
+    n += !(scores[f] <= 0.f);  // what is not a number is selected
+  }
+  return n - begin;
+}
+
+std::int64_t active_set(Context& context, const float* x, const Matrix& p1, const Matrix& p2, const float* bias,
+                        std::int64_t cap, std::int32_t* indices) {
+  constexpr std::int64_t block = 256;
+  const std::int64_t rank = p1.rows, neurons = p2.rows, blocks = (neurons + block - 1) / block;
+  const std::int64_t hidden_blocks = (rank + kRows - 1) / kRows;
+  const void* input = rounded_any(p1.dtype, x, p1.columns, context.scratch.floats(0, p1.columns));
+  float* hidden = context.scratch.floats(1, 2 * rank + 32);
+  float* hidden_rounded = hidden + (rank + 15) / 16 * 16;
+  float* scores = context.scratch.floats(2, neurons);
+  auto* counts = static_cast<std::int64_t*>(context.scratch.bytes(3, blocks * 8));
+  auto job = [&](Pool& pool) {
+    each_block_ahead(pool, 0, hidden_blocks, [&](std::int64_t b, std::int64_t next) {
+      const std::int64_t begin = b * kRows, end = begin + kRows < rank ? begin + kRows : rank;
+      product_any(p1, begin, end, next < 0 ? -1 : next * kRows, input, hidden + begin);
+    });
+    pool.wait(0, hidden_blocks);
+    each_block(pool, 1, 1, [&](std::int64_t) { rounded_any(p2.dtype, hidden, rank, hidden_rounded); });
+    pool.wait(1, 1);
+    each_block_ahead(pool, 2, blocks, [&](std::int64_t b, std::int64_t next) {
+      const std::int64_t begin = b * block, end = begin + block < neurons ? begin + block : neurons;
+      product_any(p2, begin, end, next < 0 ? -1 : next * block, hidden_rounded, scores + begin);
+      for (std::int64_t f = begin; f < end; ++f) scores[f] += bias[f];
+      counts[b] = list_block(scores, begin, end, indices);
+    });
+    pool.wait(2, blocks);
+  };
+  run_job(context.pool, rank * (p1.columns * item_bytes(p1.dtype) + neurons * item_bytes(p2.dtype)), job);
+  std::int64_t n = 0;
+  for (std::int64_t b = 0; b < blocks; ++b) {
+    __builtin_memmove(indices + n, indices + b * block, static_cast<std::size_t>(counts[b]) * sizeof(std::int32_t));
+    n += counts[b];
+  }
+  return cap > 0 && n > cap ? keep_highest(scores, indices, n, cap) : n;
+}
+
+}  // namespace winnow::WINNOW_LEVEL

@@ -1,0 +1,31 @@
+"""Checks: what the public functions refuse, in one place.   (floor 1 · kernels)"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from winnow.base.errors import UsageError
+
+
+def float32_array(name: str, tensor: Tensor, *shape: int) -> np.ndarray:
+    """Return `tensor` as a contiguous float32 array of the given shape, or say what it is instead."""
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        raise UsageError(
+            f"{name} is {tensor.dtype} on {tensor.device}, expected float32 on the CPU: convert it."
+        )
+    if tuple(tensor.shape) != shape:
+        raise UsageError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}.")
+    return tensor.detach().contiguous().numpy()
+
+
+def index_array(indices: Tensor, n_neurons: int) -> np.ndarray:
+    """Return `indices` as a contiguous int32 array if all of them lie in 0..n_neurons-1."""
+    if indices.dtype != torch.int32 or indices.ndim != 1:
+        raise UsageError(f"indices is {indices.dtype} {tuple(indices.shape)}, expected int32 [A].")
+    lowest, highest = (int(indices.min()), int(indices.max())) if len(indices) else (0, 0)
+    if lowest < 0 or highest >= n_neurons:
+        raise UsageError(
+            f"indices spans {lowest}..{highest}, the records hold neurons 0..{n_neurons - 1}: "
+            "was the predictor made for another layer?"
+        )
+    return indices.contiguous().numpy()

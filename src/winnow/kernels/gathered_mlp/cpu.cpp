@@ -1,0 +1,189 @@
+// The MLP over a list of neurons, record by record.
+//
+// Neurons belong to one of eight or sixteen teams by their number alone. A team's neurons are summed in the order of the list by
+// one thread, the teams' sums in order at the end: the bits depend neither on the number of threads nor on whether
+// neurons that do not fire are listed.
+//
+// Each thread has three groups of eight neurons in flight, so that memory is never waited for:
+//   now     its values are known: its out-weights are added, while the in-weights of `after` are fetched
+//   then    its in-weights are here: its values are computed, while the out-weights of `now` are fetched
+//   after   its neurons are known
+#include "teams.hpp"
+
+namespace winnow::WINNOW_LEVEL {
+
+template <class W>
+struct Mlp {
+  const NeuronRecords& records;
+  Teams teams;
+  Activation activation;
+  const Rounded<W>* x;
+  float* sums;  // [team, width]
+
+  std::int64_t out_part() const { return (records.gated ? 2 : 1) * records.width; }
+  std::int64_t bias_offset() const {
+    return ((out_part() + records.width) * static_cast<std::int64_t>(sizeof(W)) + 3) / 4 * 4;
+  }
+};
+
+template <class W>
+struct Group {
+  const W *in[kRows], *out[kRows];  // the last neuron stands in for those that are missing
+  float values[kRows];              // of the `firing` neurons whose rows are out[0], out[1], ...
+  int size = 0, firing = 0;
+  std::int64_t team = 0;
+  bool is_first = false, is_last = false;  // of its team
+};
+
+// The groups of the teams that this thread claims, one after the other.
+template <class W>
+class Stream {
+ public:
+  Stream(const Mlp<W>& mlp, Pool& pool) : mlp_(mlp), pool_(pool) { next_team(); }
+
+  // The next eight neurons of a team, or a group of size 0 at the end.
+  void read(Group<W>& group) {
+    group.size = 0;
+    if (team_ >= mlp_.teams.size()) return;
+    group.team = team_;
+    group.is_first = at_ == 0;
+    for (int r = 0; r < kRows; ++r) {
+      const std::int64_t j = at_ + r < count_ ? at_ + r : count_ - 1;
+      const char* record = mlp_.records.data + mlp_.teams.neuron(team_, j) * mlp_.records.record_bytes;
+      group.in[r] = reinterpret_cast<const W*>(record);
+      prefetch(record + mlp_.bias_offset());
+    }
+    group.size = static_cast<int>(count_ - at_ < kRows ? count_ - at_ : kRows);
+    at_ += group.size;
+    group.is_last = at_ == count_;
+    if (group.is_last) next_team();
+  }
+
+ private:
+  void next_team() {
+    at_ = 0;
+    for (team_ = pool_.claim(0); team_ < mlp_.teams.size(); team_ = pool_.claim(0)) {
+      count_ = mlp_.teams.count(team_);
+      if (count_ > 0) return;
+      pool_.finish(0);
+    }
+  }
+
+  const Mlp<W>& mlp_;
+  Pool& pool_;
+  std::int64_t team_ = 0, at_ = 0, count_ = 0;
+};
+
+// act(v) for eight values; what is not a number stays so.
+static void activate(Activation activation, float v[2 * kRows]) {
+  if (activation == Activation::relu) {
+    for (int r = 0; r < kRows; ++r) v[r] = v[r] > 0.f ? v[r] : (v[r] != v[r] ? v[r] : 0.f);
+    return;
+  }
+  for (int r = 0; r < kRows; r += kLanes) {
+    const Floats a = load(v + r);
+    store(v + r, a / (splat(1.f) + exponential(zero() - a)));
+  }
+}
+
+// Computes the values of a group and keeps the neurons that fire, all of them where `keep_all`.
+template <class W>
+static void evaluate(const Mlp<W>& mlp, Group<W>& group, bool keep_all, const W* const fetch[kRows]) {
+  const std::int64_t width = mlp.records.width;
+  float values[2 * kRows] = {}, ups[kRows];
+  const W* up[kRows];
+  for (int r = 0; r < kRows; ++r) up[r] = group.in[r] + width;
+  const auto bias = [&](int r) {
+    return reinterpret_cast<const float*>(reinterpret_cast<const char*>(group.in[r]) + mlp.bias_offset());
+  };
+  dot8(group.in, mlp.x, width, values, mlp.records.gated ? up : fetch);
+  for (int r = 0; r < kRows; ++r) values[r] += bias(r)[0];
+  activate(mlp.activation, values);
+  if (mlp.records.gated) {
+    dot8(up, mlp.x, width, ups, fetch);
+    for (int r = 0; r < kRows; ++r) values[r] = values[r] == 0.f ? 0.f : values[r] * (ups[r] + bias(r)[1]);
+  }
+  group.firing = 0;
+  for (int r = 0; r < group.size; ++r) {
+    if (keep_all || !(values[r] == 0.f)) {
+      group.values[group.firing] = values[r];
+      group.out[group.firing++] = group.in[r] + mlp.out_part();
+    }
+  }
+  for (int r = group.firing; r < kRows && group.firing > 0; ++r) group.out[r] = group.out[group.firing - 1];
+}
+
+// Adds the out-weights of a group to the sum of its team.
+template <class W>
+static void add(const Mlp<W>& mlp, Group<W>& group, const W* const fetch[kRows]) {
+  float* sum = mlp.sums + group.team * mlp.records.width;
+  if (group.is_first) {
+    for (std::int64_t d = 0; d < mlp.records.width; ++d) sum[d] = 0.f;
+  }
+  if (group.firing > 0) axpy8(group.out, group.values, group.firing, mlp.records.width, sum, fetch);
+}
+
+template <class W>
+static void work_through(const Mlp<W>& mlp, Pool& pool) {
+  Stream<W> stream(mlp, pool);
+  Group<W> groups[3];
+  Group<W> *now = &groups[0], *then = &groups[1], *after = &groups[2];
+  const bool keep_all = mlp.teams.is_dense();
+  stream.read(*now);
+  if (now->size > 0) evaluate<W>(mlp, *now, keep_all, nullptr);
+  stream.read(*then);
+  while (now->size > 0) {
+    stream.read(*after);
+    if (then->size > 0) evaluate<W>(mlp, *then, keep_all, now->firing > 0 ? now->out : nullptr);
+    add<W>(mlp, *now, after->size > 0 ? after->in : nullptr);
+    if (now->is_last) pool.finish(0);
+    Group<W>* spent = now;
+    now = then;
+    then = after;
+    after = spent;
+  }
+}
+
+// out = the teams' sums, added in order, over the columns of one block
+static void join(const float* sums, const Teams& teams, std::int64_t width, std::int64_t begin, std::int64_t end,
+                 float* out) {
+  for (std::int64_t d = begin; d < end; ++d) out[d] = 0.f;
+  for (std::int64_t team = 0; team < teams.size(); ++team) {
+    if (teams.count(team) == 0) continue;
+    const float* sum = sums + team * width;
+    std::int64_t d = begin;
+    for (; d + kLanes <= end; d += kLanes) store(out + d, load(out + d) + load(sum + d));
+    for (; d < end; ++d) out[d] += sum[d];
+  }
+}
+
+template <class W>
+static void mlp_typed(Context& context, const float* x, const NeuronRecords& records, const std::int32_t* indices,
+                      std::int64_t count, Activation activation, float* out) {
+  const std::int64_t width = records.width;
+  auto* room = static_cast<std::int32_t*>(context.scratch.bytes(2, (indices ? count : 0) * 4 + 4));
+  const Mlp<W> mlp{records, Teams(records.neurons, indices, count, room), activation,
+                   rounded<W>(x, width, context.scratch.floats(0, width)),
+                   context.scratch.floats(1, kMaxTeams * width)};
+  const std::int64_t pieces = width < 512 ? 1 : context.pool.threads();
+  auto job = [&](Pool& pool) {
+    work_through(mlp, pool);
+    pool.wait(0, mlp.teams.size());
+    each_block(pool, 1, pieces, [&](std::int64_t piece) {
+      join(mlp.sums, mlp.teams, width, piece * width / pieces, (piece + 1) * width / pieces, out);
+    });
+    pool.wait(1, pieces);
+  };
+  run_job(context.pool, count * records.record_bytes, job);
+}
+
+void mlp(Context& context, const float* x, const NeuronRecords& records, const std::int32_t* indices,
+         std::int64_t count, Activation activation, float* out) {
+  if (records.dtype == Dtype::bfloat16) {
+    mlp_typed<bf16>(context, x, records, indices, count, activation, out);
+  } else {
+    mlp_typed<float>(context, x, records, indices, count, activation, out);
+  }
+}
+
+}  // namespace winnow::WINNOW_LEVEL

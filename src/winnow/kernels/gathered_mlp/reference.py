@@ -1,0 +1,31 @@
+"""Gathered MLP, by its definition.   (floor 1 · kernels)"""
+
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor
+
+from winnow.kernels.operands import Activation, NeuronRecords
+
+
+def gathered_mlp_reference(
+    x: Float[Tensor, " D"], records: NeuronRecords, indices: Int32[Tensor, " A"], activation: Activation
+) -> Float[Tensor, " D"]:
+    """Return the sum over the listed neurons of ``activation(w_in . x + bias) * w_out``, in the dtype of `x`.
+
+    Gated records multiply the activation by ``w_up . x + bias_up``. `x` is first rounded to the dtype of the
+    weights; the activations are not.
+    """
+    kept = indices.long()
+    rounded = x.to(records.dtype).to(x.dtype)
+    active = activation(records.w_in[kept].to(x.dtype) @ rounded + records.bias[kept].to(x.dtype))
+    if records.is_gated:
+        active = active * (records.w_up[kept].to(x.dtype) @ rounded + records.bias_up[kept].to(x.dtype))
+    return active @ records.w_out[kept].to(x.dtype)
+
+
+def dense_mlp_reference(
+    x: Float[Tensor, " D"], records: NeuronRecords, activation: Activation
+) -> Float[Tensor, " D"]:
+    """Return the same sum over all neurons."""
+    every = torch.arange(records.n_neurons, dtype=torch.int32)
+    return gathered_mlp_reference(x, records, every, activation)

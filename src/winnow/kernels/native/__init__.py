@@ -1,0 +1,33 @@
+"""The compiled kernels, or the knowledge that they are absent.   (floor 1 · kernels)
+
+Compiled by CMake from these sources and the `cpu.cpp` of each kernel, the latter once per instruction set.
+
+    pool.hpp pool.cpp           the thread pool
+    kernels.hpp                 what a level offers: a table of functions
+    simd_generic.hpp            four floats, any processor
+    simd_avx2.hpp               eight floats
+    simd_avx512.hpp             sixteen floats, bfloat16 products
+    level.hpp                   one of the three per compilation
+    rows.hpp                    eight rows at once: the loops all kernels stand on
+    table.cpp                   the table of one level
+    features.hpp features.cpp   which levels this processor runs
+    memory.hpp memory.cpp       scratch memory, huge pages, the read bandwidth
+    bindings.cpp                the Python module `_native`
+"""
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+__all__ = ["module"]
+
+_NAME = "winnow.kernels.native._native"
+
+
+def _load() -> ModuleType | None:
+    # find_spec first: a module that exists and does not load is a broken build and has to say so.
+    return importlib.import_module(_NAME) if importlib.util.find_spec(_NAME) else None
+
+
+module = _load()
+"""The extension module, or None where the package was installed without a compiler."""

@@ -1,0 +1,81 @@
+// What a level offers: one table of functions, filled by table.cpp once per level.
+#pragma once
+
+#include <cstdint>
+
+#include "pool.hpp"
+
+namespace winnow {
+
+enum class Dtype : int { float32 = 0, bfloat16 = 1 };
+enum class Activation : int { relu = 0, silu = 1 };
+
+// Views of memory that Python owns; operands.py has checked them.
+struct Matrix {
+  const char* data;
+  std::int64_t rows, columns, row_stride;  // stride in elements
+  Dtype dtype;
+};
+
+struct NeuronRecords {
+  const char* data;
+  std::int64_t neurons, width, record_bytes;
+  Dtype dtype;
+  bool gated;
+};
+
+struct KvBlock {
+  char *keys, *values;
+  std::int64_t kv_heads, capacity, width;
+  Dtype dtype;
+};
+
+// Memory that a kernel may use until it returns, grown and never shrunk; 64-byte aligned.
+class Scratch {
+ public:
+  static constexpr int kSlots = 4;
+  Scratch() = default;
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  void* bytes(int slot, std::int64_t count);
+  float* floats(int slot, std::int64_t count);
+
+ private:
+  void* memory_[kSlots] = {};
+  std::int64_t size_[kSlots] = {};
+};
+
+struct Context {
+  Pool& pool;
+  Scratch& scratch;
+};
+
+struct Kernels {
+  void (*linear)(Context&, const float* x, const Matrix&, const float* bias, float* out);
+  void (*layer_norm)(const float* x, std::int64_t rows, std::int64_t width, const float* weight, const float* bias,
+                     float eps, float* out);
+  void (*rms_norm)(const float* x, std::int64_t rows, std::int64_t width, const float* weight, float eps, float* out);
+  void (*rotate)(float* x, std::int64_t heads, std::int64_t width, const float* cosines, const float* sines);
+  void (*append_kv)(const KvBlock&, std::int64_t position, const float* k, const float* v);
+  void (*attend)(Context&, const float* q, std::int64_t heads, const KvBlock&, std::int64_t start, std::int64_t length,
+                 float scale, float* out);
+  std::int64_t (*active_set)(Context&, const float* x, const Matrix& p1, const Matrix& p2, const float* bias,
+                             std::int64_t cap, std::int32_t* indices);
+  // indices null: all neurons, and every byte of them.
+  void (*mlp)(Context&, const float* x, const NeuronRecords&, const std::int32_t* indices, std::int64_t count,
+              Activation, float* out);
+  float (*read)(const char* memory, std::int64_t bytes, bool prefetching);
+};
+
+namespace generic {
+const Kernels& kernels();
+}
+namespace avx2 {
+const Kernels& kernels();
+}
+namespace avx512 {
+const Kernels& kernels();
+}
+
+}  // namespace winnow

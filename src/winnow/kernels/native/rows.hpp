@@ -1,0 +1,181 @@
+// Eight rows at once: the two loops every kernel stands on.
+//
+//   dot8    eight inner products with one vector      one accumulator per row, so a row's bits do not depend on its
+//                                                     neighbours
+//   axpy8   y += a[0] * row 0 + ... + a[7] * row 7    row after row, so a row whose weight is 0 changes no bit
+//
+// Memory is kept at work by prefetching, line by line, eight other rows that will be read next. Rows are visited four
+// lines at a time: single lines of eight rows in turn defeat the processor's own prefetching.
+#pragma once
+
+#include "level.hpp"
+
+namespace winnow::WINNOW_LEVEL {
+
+constexpr int kRows = 8;
+constexpr std::int64_t kLineBytes = 64;
+
+template <class W>
+using Rounded = typename RoundedTo<W>::type;
+
+// To the nearest, ties to even; a NaN stays one. The rule of torch.
+inline bf16 round_bf16(float a) {
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &a, 4);
+  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return {static_cast<std::uint16_t>(a != a ? 0x7fc0u : rounded)};
+}
+
+inline float widened(bf16 a) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(a.bits) << 16;
+  float f;
+  __builtin_memcpy(&f, &bits, 4);
+  return f;
+}
+
+inline float rounded_as(float a, const float*, const float*) { return a; }
+inline float rounded_as(float a, const bf16*, const float*) { return widened(round_bf16(a)); }
+inline bf16 rounded_as(float a, const bf16*, const bf16*) { return round_bf16(a); }
+
+// x in the precision of W, in the form `step` wants.
+template <class W>
+inline const Rounded<W>* rounded(const float* x, std::int64_t n, void* memory) {
+  auto* out = static_cast<Rounded<W>*>(memory);
+  for (std::int64_t i = 0; i < n; ++i) {
+    out[i] = rounded_as(x[i], static_cast<const W*>(nullptr), static_cast<const Rounded<W>*>(nullptr));
+  }
+  return out;
+}
+
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }  // into the second-level cache
+
+// Prefetches one line of each of eight rows, `at` elements from their starts.
+template <class W>
+inline void prefetch8(const W* const rows[kRows], std::int64_t at) {
+  for (int r = 0; r < kRows; ++r) prefetch(rows[r] + at);
+}
+
+template <int kLines, bool kPrefetch, class W, class X>
+inline std::int64_t dot8_lines(Floats acc[kRows], const W* const rows[kRows], const X* x, std::int64_t i,
+                               std::int64_t n, const W* const next[kRows]) {
+  constexpr std::int64_t line = kLineBytes / static_cast<std::int64_t>(sizeof(W));
+  for (; i + kLines * line <= n; i += kLines * line) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (std::int64_t l = i; l < i + kLines * line; l += line) {
+        if (kPrefetch) prefetch(next[r] + l);
+#pragma GCC unroll 8
+        for (std::int64_t s = l; s < l + line; s += kStep<W, X>) acc[r] = step(acc[r], rows[r] + s, x + s);
+      }
+    }
+  }
+  return i;
+}
+
+template <bool kPrefetch, class W, class X>
+inline void dot8_loop(const W* const rows[kRows], const X* x, std::int64_t n, float out[kRows],
+                      const W* const next[kRows]) {
+  constexpr int step_size = kStep<W, X>;
+  Floats acc[kRows];
+  for (auto& a : acc) a = zero();
+  std::int64_t i = dot8_lines<4, kPrefetch>(acc, rows, x, 0, n, next);
+  i = dot8_lines<1, kPrefetch>(acc, rows, x, i, n, next);
+  if (kPrefetch && i < n) prefetch8(next, i);
+  for (; i + step_size <= n; i += step_size) {
+    for (int r = 0; r < kRows; ++r) acc[r] = step(acc[r], rows[r] + i, x + i);
+  }
+  if (i < n) {
+    for (int r = 0; r < kRows; ++r) acc[r] = step_some(acc[r], rows[r] + i, x + i, n - i);
+  }
+  sum8(acc, out);
+}
+
+// out[r] = rows[r] . x; `next` is null or eight rows of the same length to prefetch.
+template <class W, class X>
+inline void dot8(const W* const rows[kRows], const X* x, std::int64_t n, float out[kRows],
+                 const W* const next[kRows] = nullptr) {
+  if (next) {
+    dot8_loop<true>(rows, x, n, out, next);
+  } else {
+    dot8_loop<false>(rows, x, n, out, next);
+  }
+}
+
+template <int kCount, int kVectors, bool kPrefetch, class W>
+inline std::int64_t axpy_lines(const W* const rows[], const Floats weight[], std::int64_t i, std::int64_t n, float* y,
+                               const W* const next[kRows]) {
+  constexpr std::int64_t line = kLineBytes / static_cast<std::int64_t>(sizeof(W));
+  for (; i + kVectors * kLanes <= n; i += kVectors * kLanes) {
+    Floats sum[kVectors];
+    for (int c = 0; c < kVectors; ++c) sum[c] = load(y + i + c * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      if (kPrefetch) {
+#pragma GCC unroll 8
+        for (std::int64_t l = 0; l < kVectors * kLanes; l += line) prefetch(next[r] + i + l);
+      }
+      if (r < kCount) {
+#pragma GCC unroll 8
+        for (int c = 0; c < kVectors; ++c) sum[c] = fma(weight[r], load(rows[r] + i + c * kLanes), sum[c]);
+      }
+    }
+    for (int c = 0; c < kVectors; ++c) store(y + i + c * kLanes, sum[c]);
+  }
+  return i;
+}
+
+template <int kCount, bool kPrefetch, class W>
+inline void axpy_loop(const W* const rows[], const float a[], std::int64_t n, float* y, const W* const next[kRows]) {
+  constexpr int kVectors = kLanes == 16 ? 8 : 4;  // what the registers hold
+  Floats weight[kCount];
+  for (int r = 0; r < kCount; ++r) weight[r] = splat(a[r]);
+  std::int64_t i = axpy_lines<kCount, kVectors, kPrefetch>(rows, weight, 0, n, y, next);
+  if (kPrefetch) {
+    constexpr std::int64_t line = kLineBytes / static_cast<std::int64_t>(sizeof(W));
+    for (std::int64_t l = i; l < n; l += line) prefetch8(next, l);
+  }
+  i = axpy_lines<kCount, 1, false>(rows, weight, i, n, y, next);
+  if (i < n) {
+    Floats sum = load_some(y + i, n - i);
+    for (int r = 0; r < kCount; ++r) sum = fma(weight[r], load_some(rows[r] + i, n - i), sum);
+    store_some(y + i, sum, n - i);
+  }
+}
+
+// y += sum of a[r] * rows[r] over r < count <= 8, in that order; `next` is null or eight rows to prefetch.
+// Where count is neither 4 nor 8 the last row is repeated with weight 0: `rows` and `a` have room for eight.
+template <class W>
+inline void axpy8(const W* rows[kRows], float a[kRows], int count, std::int64_t n, float* y,
+                  const W* const next[kRows] = nullptr) {
+  const int whole = count <= kRows / 2 ? kRows / 2 : kRows;
+  for (int r = count; r < whole; ++r) {
+    rows[r] = rows[count - 1];
+    a[r] = 0.f;
+  }
+  if (whole == kRows) {
+    next ? axpy_loop<kRows, true>(rows, a, n, y, next) : axpy_loop<kRows, false>(rows, a, n, y, next);
+  } else {
+    next ? axpy_loop<kRows / 2, true>(rows, a, n, y, next) : axpy_loop<kRows / 2, false>(rows, a, n, y, next);
+  }
+}
+
+// exp, to 2 units in the last place for -87 < x < 88; smaller x give 2^-126, larger 2^127. NaN stays NaN.
+inline Floats exponential(Floats x) {
+  const Floats shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  x = minimum(splat(88.f), maximum(splat(-87.f), x));
+  const Floats shifted = fma(x, splat(1.44269504f), shift);
+  const Floats n = shifted - shift;
+  Floats r = fma(n, splat(-0.693145752f), x);
+  r = fma(n, splat(-1.42860677e-6f), r);
+  Floats p = splat(1.98756915e-4f);
+  p = fma(p, r, splat(1.39819995e-3f));
+  p = fma(p, r, splat(8.33345191e-3f));
+  p = fma(p, r, splat(4.16657962e-2f));
+  p = fma(p, r, splat(1.66666655e-1f));
+  p = fma(p, r, splat(5.00000012e-1f));
+  p = fma(p, r * r, r) + splat(1.f);
+  return fma(x, zero(), scale2(p, shifted));  // the product is 0, or NaN where scale2 may have made a number of one
+}
+
+}  // namespace winnow::WINNOW_LEVEL

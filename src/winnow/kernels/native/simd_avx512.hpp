@@ -1,0 +1,87 @@
+// AVX-512 F, BW, VL, DQ and BF16: sixteen floats; bfloat16 pairs are multiplied and added by one instruction.
+#pragma once
+
+#include <immintrin.h>
+
+namespace winnow::WINNOW_LEVEL {
+
+constexpr int kLanes = 16;
+
+struct Floats {
+  __m512 v;
+};
+
+inline Floats zero() { return {_mm512_setzero_ps()}; }
+inline Floats splat(float a) { return {_mm512_set1_ps(a)}; }
+inline __mmask16 first(std::int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }  // n < 16
+inline __mmask32 first32(std::int64_t n) { return static_cast<__mmask32>((1ull << n) - 1ull); }  // n <= 32
+inline __m512 widen(__m256i a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16)); }
+
+inline Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline Floats load(const bf16* p) { return {widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+inline Floats load_some(const float* p, std::int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+inline Floats load_some(const bf16* p, std::int64_t n) { return {widen(_mm256_maskz_loadu_epi16(first(n), p))}; }
+inline void store(float* p, Floats a) { _mm512_storeu_ps(p, a.v); }
+inline void store_some(float* p, Floats a, std::int64_t n) { _mm512_mask_storeu_ps(p, first(n), a.v); }
+
+inline Floats operator+(Floats a, Floats b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Floats operator/(Floats a, Floats b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Floats fma(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Floats maximum(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }  // b where either is NaN
+inline Floats minimum(Floats a, Floats b) { return {_mm512_min_ps(a.v, b.v)}; }  // b where either is NaN
+
+// p * 2^n, where n stands in the low bits of `shifted`.
+inline Floats scale2(Floats p, Floats shifted) {
+  const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p.v), n))};
+}
+
+inline __m256 halves(Floats a) {
+  return _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+}
+
+inline void sum8(const Floats a[8], float out[8]) {
+  const __m256 ab = _mm256_hadd_ps(halves(a[0]), halves(a[1])), cd = _mm256_hadd_ps(halves(a[2]), halves(a[3]));
+  const __m256 ef = _mm256_hadd_ps(halves(a[4]), halves(a[5])), gh = _mm256_hadd_ps(halves(a[6]), halves(a[7]));
+  const __m256 abcd = _mm256_hadd_ps(ab, cd), efgh = _mm256_hadd_ps(ef, gh);
+  const __m256 low = _mm256_permute2f128_ps(abcd, efgh, 0x20), high = _mm256_permute2f128_ps(abcd, efgh, 0x31);
+  _mm256_storeu_ps(out, _mm256_add_ps(low, high));
+}
+
+template <class W, class X>
+constexpr int kStep = 16;
+template <>
+inline constexpr int kStep<bf16, bf16> = 32;
+
+inline Floats step(Floats acc, const float* w, const float* x) { return fma(load(w), load(x), acc); }
+inline Floats step(Floats acc, const bf16* w, const float* x) { return fma(load(w), load(x), acc); }
+inline Floats step(Floats acc, const bf16* w, const bf16* x) {
+  return {_mm512_dpbf16_ps(acc.v, (__m512bh)_mm512_loadu_si512(w), (__m512bh)_mm512_loadu_si512(x))};
+}
+
+inline Floats step_some(Floats acc, const float* w, const float* x, std::int64_t n) {
+  return fma(load_some(w, n), load_some(x, n), acc);
+}
+inline Floats step_some(Floats acc, const bf16* w, const float* x, std::int64_t n) {
+  return fma(load_some(w, n), load_some(x, n), acc);
+}
+inline Floats step_some(Floats acc, const bf16* w, const bf16* x, std::int64_t n) {
+  const __mmask32 mask = first32(n);
+  return {_mm512_dpbf16_ps(acc.v, (__m512bh)_mm512_maskz_loadu_epi16(mask, w),
+                           (__m512bh)_mm512_maskz_loadu_epi16(mask, x))};
+}
+
+template <class W>
+struct RoundedTo;
+template <>
+struct RoundedTo<float> {
+  using type = float;
+};
+template <>
+struct RoundedTo<bf16> {
+  using type = bf16;
+};
+
+}  // namespace winnow::WINNOW_LEVEL

@@ -1,0 +1,131 @@
+"""Operands: their memory is what they say, and what they cannot hold is refused."""
+
+import pytest
+import torch
+
+from tests.kernels.cases import normal
+from winnow.base.errors import UsageError
+from winnow.kernels import KvBlock, Matrix, NeuronRecords
+
+LAYOUTS = [(8, False), (40, True), (33, False), (33, True), (2048, False), (1, True)]
+
+
+@pytest.mark.parametrize(("width", "gated"), LAYOUTS)
+def test_records_hold_what_was_packed(dtype: torch.dtype, width: int, gated: bool, rng: torch.Generator):
+    w_in, w_out, w_up = (normal(rng, 5, width, dtype=dtype) for _ in range(3))
+    bias, b_up = normal(rng, 5), normal(rng, 5)
+    records = NeuronRecords.pack(w_in, w_out, bias, *((w_up, b_up) if gated else ()))
+    assert torch.equal(records.w_in, w_in)
+    assert torch.equal(records.w_out, w_out)
+    assert torch.equal(records.bias, bias)
+    assert records.is_gated == gated
+    if gated:
+        assert torch.equal(records.w_up, w_up)
+        assert torch.equal(records.bias_up, b_up)
+
+
+@pytest.mark.parametrize(("width", "gated"), LAYOUTS)
+def test_records_are_aligned_and_no_longer_than_needed(dtype: torch.dtype, width: int, gated: bool):
+    records = NeuronRecords.empty(7, width, dtype, gated)
+    used = (3 if gated else 2) * width * dtype.itemsize + (8 if gated else 4)
+    assert records.storage.data_ptr() % 64 == 0
+    assert records.record_bytes % 64 == 0
+    assert used <= records.record_bytes < used + 64 + 4
+    assert records.storage.shape == (7, records.record_bytes)
+
+
+def test_parts_of_a_record_are_views(dtype: torch.dtype):
+    records = NeuronRecords.empty(3, 10, dtype)
+    for part in (records.w_in, records.w_out, records.bias):
+        assert part.untyped_storage().data_ptr() == records.storage.untyped_storage().data_ptr()
+    records.w_out[1] = 2.0
+    assert records.w_out[1].eq(2).all()
+
+
+def test_biases_start_at_zero(dtype: torch.dtype):
+    records = NeuronRecords.empty(100, 33, dtype, is_gated=True)
+    assert records.bias.eq(0).all()
+    assert records.bias_up.eq(0).all()
+
+
+def test_ungated_records_have_no_up(dtype: torch.dtype):
+    records = NeuronRecords.empty(3, 10, dtype)
+    with pytest.raises(UsageError, match="ungated"):
+        _ = records.w_up
+    with pytest.raises(UsageError, match="ungated"):
+        _ = records.bias_up
+    with pytest.raises(UsageError, match="w_up"):
+        NeuronRecords.pack(records.w_in, records.w_out, b_up=torch.zeros(3))
+
+
+def test_a_matrix_is_the_given_memory(rng: torch.Generator):
+    weight = normal(rng, 5, 8)
+    assert Matrix(weight).weight.data_ptr() == weight.data_ptr()
+
+
+def test_an_empty_matrix_is_aligned_and_can_be_filled(dtype: torch.dtype):
+    matrix = Matrix.empty(9, 33, dtype)
+    matrix.weight.fill_(3.0)
+    assert matrix.weight.shape == (9, 33)
+    assert matrix.weight.dtype == dtype
+    assert matrix.weight.data_ptr() % 64 == 0
+
+
+def test_a_cache_starts_at_zero(dtype: torch.dtype):
+    kv = KvBlock(2, 30, 8, dtype)
+    assert kv.keys.shape == kv.values.shape == (2, 30, 8)
+    assert kv.keys.eq(0).all()
+    assert kv.values.eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int8])
+def test_other_dtypes_are_refused(dtype: torch.dtype):
+    with pytest.raises(
+        (UsageError, TypeError), match=r"bfloat16|type"
+    ):  # the test run checks annotations first
+        Matrix(torch.zeros(3, 8, dtype=dtype))
+    with pytest.raises(UsageError, match="bfloat16"):
+        Matrix.empty(3, 8, dtype)
+    with pytest.raises(UsageError, match="bfloat16"):
+        NeuronRecords.empty(3, 8, dtype)
+    with pytest.raises(UsageError, match="bfloat16"):
+        KvBlock(1, 3, 8, dtype)
+
+
+def test_columns_must_be_contiguous():
+    with pytest.raises(UsageError, match="contiguous"):
+        Matrix(torch.zeros(8, 3).T)
+
+
+def test_a_matrix_needs_columns():
+    with pytest.raises(UsageError, match="D > 0"):
+        Matrix(torch.zeros(3, 0))
+
+
+def test_other_devices_are_refused():
+    with pytest.raises(UsageError, match="CPU"):
+        Matrix(torch.zeros(3, 8, device="meta"))
+
+
+@pytest.mark.parametrize("sizes", [(0, 8), (-3, 8), (8, 0), (8, -1)])
+def test_records_need_neurons_and_width(sizes: tuple[int, int]):
+    with pytest.raises(UsageError, match="at least 1"):
+        NeuronRecords.empty(*sizes, torch.float32)
+
+
+@pytest.mark.parametrize("sizes", [(0, 8, 8), (1, 0, 8), (1, 8, -2)])
+def test_a_cache_needs_every_size(sizes: tuple[int, int, int]):
+    with pytest.raises(UsageError, match="at least 1"):
+        KvBlock(*sizes, torch.float32)
+
+
+def test_records_refuse_memory_of_another_layout():
+    storage = NeuronRecords.empty(4, 20, torch.float32).storage
+    with pytest.raises(UsageError, match="shape"):
+        NeuronRecords(storage, 40, torch.float32, False)
+    with pytest.raises(UsageError, match="shape"):
+        NeuronRecords(storage[::2], 20, torch.float32, False)
+    shifted = torch.zeros(65 + 192, dtype=torch.uint8)
+    offset = (-shifted.data_ptr()) % 64 + 1
+    with pytest.raises(UsageError, match="64-byte"):
+        NeuronRecords(shifted[offset : offset + 192].view(1, 192), 20, torch.float32, False)
