@@ -1,0 +1,53 @@
+"""Engine: checkpoints in, text out.   (floor 5 · engine)
+
+    config.py       what a model is: config.json through one gate
+    weights.py      tensors in the kernels' layout, and the maps they stand for
+    families/       one file per architecture: how its config and tensors are spelled
+    checkpoint.py   a model directory or hub id, opened safely
+    tokenizer.py    text to token ids and back, streaming included
+    cache.py        keys and values of the positions computed so far
+    model.py        the dense definition, in the order of the act
+    sparsity/       predictors, plans, their calibration and their fidelity
+    decode.py       one token through the kernels, with only the neurons it needs
+    sampling.py     from logits to a token
+    generate.py     prompt in, tokens and their statistics out
+    synthetic.py    random models of known shapes
+    bench/          engines side by side, interleaved in one run
+
+A checkpoint is opened, loaded and run in that order; `model.py` defines what all the rest must equal.
+"""
+
+from winnow.engine.cache import KvCache
+from winnow.engine.checkpoint import Checkpoint, DictSource, find_directory, read_config
+from winnow.engine.config import ModelConfig, Rope
+from winnow.engine.families import load_weights, parse_config, tensor_shapes
+from winnow.engine.generate import Completion, Engine, GenerateOptions, bundled, load
+from winnow.engine.model import dense_mlp, forward, prefill
+from winnow.engine.sampling import SamplingOptions
+from winnow.engine.tokenizer import StreamDecoder, Tokenizer
+from winnow.engine.weights import Weights
+
+__all__ = [
+    "Checkpoint",
+    "Completion",
+    "DictSource",
+    "Engine",
+    "GenerateOptions",
+    "KvCache",
+    "ModelConfig",
+    "Rope",
+    "SamplingOptions",
+    "StreamDecoder",
+    "Tokenizer",
+    "Weights",
+    "bundled",
+    "dense_mlp",
+    "find_directory",
+    "forward",
+    "load",
+    "load_weights",
+    "parse_config",
+    "prefill",
+    "read_config",
+    "tensor_shapes",
+]

@@ -1,0 +1,13 @@
+"""Bench: engines side by side, interleaved in one run.   (floor 5 · engine)
+
+report.py     rows, machine, checks: what a run found
+runners.py    one turn of Winnow's own engine, dense or sparse
+hf.py         one turn of Hugging Face transformers (extra `hf`; imported only when asked for)
+race.py       who runs, in which order, how often; medians
+"""
+
+from winnow.engine.bench.race import BenchOptions, race
+from winnow.engine.bench.report import BenchReport, Row
+from winnow.engine.bench.runners import Runner, Turn, WinnowRunner
+
+__all__ = ["BenchOptions", "BenchReport", "Row", "Runner", "Turn", "WinnowRunner", "race"]

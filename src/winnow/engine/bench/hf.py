@@ -1,0 +1,70 @@
+"""HF: one turn of Hugging Face transformers on the same tensors.   (floor 5 · engine)
+
+The loop is written out instead of calling `generate`, which adds work of its own to every token: this is the
+fastest way to run the library, not the commonest.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from winnow.engine.bench.runners import Turn
+from winnow.engine.checkpoint import DictSource
+from winnow.engine.generate import torch_threads
+
+
+def hf_from_source(source: DictSource, raw_config: dict, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a transformers model that holds the tensors of `source` themselves, not copies."""
+    values = {key: value for key, value in raw_config.items() if key != "model_type"}
+    config = AutoConfig.for_model(raw_config["model_type"], **values)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.load_state_dict({name: source.tensor(name) for name in source.names()}, strict=False, assign=True)
+    model.tie_weights()
+    left = [name for name, p in model.named_parameters() if p.is_meta]
+    assert not left, f"tensors that the source lacks: {left}"
+    return model.eval()
+
+
+def hf_from_directory(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the checkpoint in `directory` as transformers loads it, offline."""
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True).eval()
+
+
+@final
+class HfRunner:
+    """Transformers with its own cache, greedy, on `threads` threads of torch."""
+
+    name = "hf"
+
+    def __init__(self, model: PreTrainedModel, threads: int, vocab_size: int) -> None:
+        self.model = model
+        self.threads = threads
+        self.vocab_size = vocab_size
+        # A decode step reads every weight; of an embedding that is not the head too, one row only.
+        read = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
+        table = model.get_input_embeddings().weight
+        if table.data_ptr() != model.get_output_embeddings().weight.data_ptr():
+            read.pop(table.data_ptr())
+        self.weight_bytes = sum(read.values())
+
+    def run(self, prompt: Sequence[int], n_tokens: int) -> Turn:
+        """Read `prompt`, decode `n_tokens` greedily from an empty cache."""
+        started_s = time.perf_counter()
+        with torch_threads(self.threads), torch.inference_mode():
+            out = self.model(torch.tensor([list(prompt)]), use_cache=True, logits_to_keep=1)
+            tokens = [self._likeliest(out.logits)]
+            first_s = time.perf_counter()
+            for _ in range(n_tokens - 1):
+                ids = torch.tensor([tokens[-1:]])
+                out = self.model(ids, past_key_values=out.past_key_values, use_cache=True)
+                tokens.append(self._likeliest(out.logits))
+            ended_s = time.perf_counter()
+        return Turn(first_s - started_s, ended_s - first_s, tuple(tokens), 1.0, self.weight_bytes)
+
+    def _likeliest(self, logits: torch.Tensor) -> int:
+        return int(logits[0, -1, : self.vocab_size].argmax())

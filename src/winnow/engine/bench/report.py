@@ -1,0 +1,69 @@
+"""Report: what a bench run found, in the keys that others rely on.   (floor 5 · engine)"""
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One engine's medians over all rounds; the slowest and fastest round beside them.
+
+    Decode speed leaves the prompt out. `bytes_per_token` counts the weights, predictors and cached keys and
+    values that a decode step reads; `bandwidth_share` holds it against the probed read bandwidth.
+    `rss_bytes` is the whole process, all engines in it.
+    """
+
+    engine: str
+    shape: str
+    dtype: str
+    mlp_density: float
+    head_density: float
+    prompt_tokens: int
+    tokens_per_second: float
+    tokens_per_second_min: float
+    tokens_per_second_max: float
+    ms_per_token: float
+    ttft_s: float
+    bytes_per_token: float
+    gb_per_s: float
+    bandwidth_share: float
+    rss_bytes: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and on what the figures were taken."""
+
+    cpu: str
+    threads: int
+    isa: str
+    read_gb_per_s: float
+    read_gb_per_s_min: float
+    commit: str
+
+    @property
+    def was_disturbed(self) -> bool:
+        """Whether some round read memory at less than 0.7 of the best: another tenant, a cold clock."""
+        return self.read_gb_per_s_min < 0.7 * self.read_gb_per_s
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Rows in the order the engines took their turns, and what the run checked about itself."""
+
+    machine: Machine
+    rows: tuple[Row, ...]
+    failures: tuple[str, ...]
+
+    @property
+    def is_void(self) -> bool:
+        """Whether the figures must not be quoted: a check failed or the machine was disturbed."""
+        return bool(self.failures) or self.machine.was_disturbed
+
+    def to_json(self) -> dict:
+        """Return one object with the published keys."""
+        return {
+            "machine": asdict(self.machine),
+            "rows": [asdict(row) for row in self.rows],
+            "failures": list(self.failures),
+            "void": self.is_void,
+        }

@@ -1,0 +1,82 @@
+"""Runners: one turn of one engine, prompt and answer, timed alike for all.   (floor 5 · engine)"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, final, runtime_checkable
+
+import torch
+
+from winnow.engine.cache import KvCache
+from winnow.engine.decode import Decoder
+from winnow.engine.generate import torch_threads
+from winnow.engine.model import prefill
+from winnow.engine.sparsity.predictor import LowRankPredictor
+from winnow.engine.weights import Weights
+from winnow.kernels import Cpu
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One prompt read and one answer decoded greedily, the end token being a token like any other."""
+
+    ttft_s: float
+    decode_s: float
+    token_ids: tuple[int, ...]
+    mlp_density: float
+    bytes_per_token: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode speed: every token but the first, which the prompt pays for."""
+        return (len(self.token_ids) - 1) / self.decode_s
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """What a race needs of an engine."""
+
+    @property
+    def name(self) -> str:
+        """The engine's name in the report."""
+        ...
+
+    def run(self, prompt: Sequence[int], n_tokens: int) -> Turn:
+        """Read `prompt`, decode `n_tokens` greedily from an empty cache."""
+        ...
+
+
+@final
+class WinnowRunner:
+    """Winnow's own engine; without predictors it is the dense one."""
+
+    def __init__(
+        self, weights: Weights, predictors: Sequence[LowRankPredictor] | None, cpu: Cpu, vocab_size: int
+    ) -> None:
+        self.name = "winnow-dense" if predictors is None else "winnow-sparse"
+        self.weights = weights
+        self.cpu = cpu
+        self.vocab_size = vocab_size
+        layers = predictors or (None,) * weights.config.n_layers
+        self.decoder = Decoder(weights, layers, cpu)
+
+    def run(self, prompt: Sequence[int], n_tokens: int) -> Turn:
+        """Read `prompt`, decode `n_tokens` greedily from an empty cache."""
+        cache = KvCache(self.weights.config, len(prompt) + n_tokens, self.weights.embed.dtype)
+        counts = self.decoder.start()
+        started_s = time.perf_counter()
+        with torch_threads(self.cpu.threads), torch.inference_mode():
+            logits = prefill(self.weights, torch.tensor(list(prompt)), cache).numpy()
+        tokens = [int(logits[: self.vocab_size].argmax())]
+        first_s = time.perf_counter()
+        for _ in range(n_tokens - 1):
+            logits = self.decoder.step(tokens[-1], cache)
+            tokens.append(int(logits[: self.vocab_size].argmax()))
+        ended_s = time.perf_counter()
+        return Turn(
+            ttft_s=first_s - started_s,
+            decode_s=ended_s - first_s,
+            token_ids=tuple(tokens),
+            mlp_density=counts.mlp_density,
+            bytes_per_token=counts.bytes_per_token,
+        )

@@ -1,0 +1,194 @@
+"""Decode: one token through the model, computing only the neurons it needs.   (floor 5 · engine)
+
+    x = embedding of the token
+    for each layer:
+        x += attention(norm(x))            every head, keys and values from the cache
+        active = predictor(norm(x))        which neurons will fire: a low-rank guess
+        x += mlp(norm(x), active)          one contiguous record per active neuron
+    logits = head(norm(x))
+
+`model.py` defines the same act in plain torch. Here every line is one kernel call on buffers made once.
+A layer without a predictor computes all its neurons.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from jaxtyping import Float32
+
+from winnow.engine.cache import KvCache
+from winnow.engine.config import ModelConfig
+from winnow.engine.families import rotary_table
+from winnow.engine.sparsity.predictor import LowRankPredictor
+from winnow.engine.weights import LayerNorm, Linear, Norm, Weights
+from winnow.kernels import Cpu
+
+Vector = Float32[np.ndarray, " _"]  # D, or the length that the operand beside it gives
+Rotation = tuple[Float32[np.ndarray, " E_half"], Float32[np.ndarray, " E_half"]]  # cosine, sine
+
+
+@final
+@dataclass
+class DecodeCounts:
+    """What was selected, read and waited for since `Decoder.start`, layer by layer.
+
+    `seconds` covers a layer whole, attention included. Bytes are the weights, predictors, keys and values
+    that the steps were asked to read; of a selected neuron that turned out not to fire the kernel reads half.
+    """
+
+    n_neurons: int
+    active: list[int]
+    n_bytes: list[int]
+    seconds: list[float]
+    head_bytes: int = 0
+    steps: int = 0
+
+    @property
+    def mlp_density(self) -> float:
+        """Share of neurons selected, over all layers and steps; 1 before the first step."""
+        return sum(self.active) / (self.n_neurons * len(self.active) * self.steps) if self.steps else 1.0
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Mean bytes read per step."""
+        return (sum(self.n_bytes) + self.head_bytes) / max(self.steps, 1)
+
+
+@final
+class Decoder:
+    """Decodes token by token on the CPU, counting as it goes.
+
+    Same bits for any number of threads. Reads all attention and head weights, and of each MLP the predictor
+    and the records of the selected neurons. One sequence at a time.
+    """
+
+    def __init__(self, weights: Weights, predictors: Sequence[LowRankPredictor | None], cpu: Cpu) -> None:
+        """Make the buffers; no weight is copied."""
+        self.weights = weights
+        self.predictors = predictors
+        self.cpu = cpu
+        self.buffers = _Buffers(weights.config)
+        self.counts = self.start()
+
+    def start(self) -> DecodeCounts:
+        """Begin a new count and return it; later steps add to it."""
+        n_neurons, n_layers = self.weights.config.n_neurons, self.weights.config.n_layers
+        self.counts = DecodeCounts(n_neurons, [0] * n_layers, [0] * n_layers, [0.0] * n_layers)
+        return self.counts
+
+    def step(self, token: int, cache: KvCache) -> Float32[np.ndarray, " V"]:
+        """Return the logits after `token`, which stands at position ``cache.length``; the cache grows by one.
+
+        The array is fresh. The cache must have room and `token` lie in the vocabulary: callers check.
+        """
+        weights, buffers = self.weights, self.buffers
+        x = self._embed(token, cache.length)
+        rotation = self._rotation(cache.length)
+        for index, layer in enumerate(weights.layers):
+            before_s = time.perf_counter()
+            if weights.config.is_pre_norm:
+                self._norm(layer.attention_norm, x, buffers.normed)
+                x += self._attention(index, buffers.normed, cache, rotation)
+                self._norm(layer.mlp_norm, x, buffers.normed)
+                x += self._mlp(index, buffers.normed)
+            else:  # OPT-350m norms after the sum
+                x += self._attention(index, x, cache, rotation)
+                self._norm(layer.attention_norm, x, x)
+                x += self._mlp(index, x)
+                self._norm(layer.mlp_norm, x, x)
+            self.counts.seconds[index] += time.perf_counter() - before_s
+        cache.length += 1
+        self.counts.steps += 1
+        return self._logits(x)
+
+    def _embed(self, token: int, position: int) -> Vector:
+        weights = self.weights
+        x = weights.embed[token].float().numpy()
+        if weights.project_in is not None:
+            x = self._linear(weights.project_in, x, np.empty(weights.config.width, np.float32))
+        if weights.positions is not None:
+            x = x + weights.positions[position].float().numpy()
+        return x if x.flags.owndata else x.copy()  # x is added to: it must not be the embedding's own row
+
+    def _rotation(self, position: int) -> Rotation | None:
+        config = self.weights.config
+        if config.rope is None:
+            return None
+        cos, sin = rotary_table(config.rope, config.head_width, position, 1)
+        return cos[0].numpy(), sin[0].numpy()
+
+    def _attention(self, index: int, x: Vector, cache: KvCache, rotation: Rotation | None) -> Vector:
+        """Return attention over all positions up to this one, its key and value stored first."""
+        layer, block, buffers = self.weights.layers[index], cache.blocks[index], self.buffers
+        self._linear(layer.qkv, x, buffers.qkv)
+        for norm, heads in ((layer.q_norm, buffers.q), (layer.k_norm, buffers.k)):
+            if norm is not None:
+                self.cpu.rms_norm(heads, norm.weight.numpy(), norm.eps, heads)
+        position = cache.length
+        if rotation is not None:
+            self.cpu.rotate(buffers.q, *rotation)
+            self.cpu.rotate(buffers.k, *rotation)
+        self.cpu.append_kv(block, position, buffers.k, buffers.v)
+        start = 0 if layer.window is None else max(position + 1 - layer.window, 0)
+        scale = block.head_width**-0.5
+        self.cpu.attend(buffers.q, block, start, position + 1, scale, buffers.mixed)
+        kv_bytes = 2 * (position + 1 - start) * block.n_kv_heads * block.head_width * block.dtype.itemsize
+        self.counts.n_bytes[index] += layer.qkv.n_bytes + layer.out.n_bytes + kv_bytes
+        return self._linear(layer.out, buffers.mixed.reshape(-1), buffers.attended)
+
+    def _mlp(self, index: int, x: Vector) -> Vector:
+        """Return the contribution of the neurons that the predictor selects; of all where there is none."""
+        layer, predictor, buffers = self.weights.layers[index], self.predictors[index], self.buffers
+        if predictor is None:
+            n_active = layer.mlp.n_neurons
+            self.cpu.dense_mlp(x, layer.mlp, layer.activation, buffers.mlp)
+        else:
+            bias = predictor.bias.numpy()
+            n_active = self.cpu.active_set(x, predictor.down, predictor.up, bias, 0, buffers.active)
+            active = buffers.active[:n_active]
+            self.cpu.gathered_mlp(x, layer.mlp, active, layer.activation, buffers.mlp)
+            self.counts.n_bytes[index] += predictor.n_bytes
+        self.counts.active[index] += n_active
+        self.counts.n_bytes[index] += n_active * layer.mlp.record_bytes
+        if layer.mlp_bias is not None:
+            buffers.mlp += layer.mlp_bias.numpy()
+        return buffers.mlp
+
+    def _logits(self, x: Vector) -> Float32[np.ndarray, " V"]:
+        weights = self.weights
+        if weights.final_norm is not None:
+            self._norm(weights.final_norm, x, x)
+        if weights.project_out is not None:
+            x = self._linear(weights.project_out, x, np.empty(weights.config.embed_width, np.float32))
+        self.counts.head_bytes += weights.head.n_bytes
+        return self._linear(weights.head, x, np.empty(weights.config.vocab_size, np.float32))
+
+    def _linear(self, linear: Linear, x: Vector, out: Vector) -> Vector:
+        bias = None if linear.bias is None else linear.bias.numpy()
+        self.cpu.linear(x, linear.matrix, bias, out)
+        return out
+
+    def _norm(self, norm: Norm, x: Vector, out: Vector) -> None:
+        if isinstance(norm, LayerNorm):
+            self.cpu.layer_norm(x[None], norm.weight.numpy(), norm.bias.numpy(), norm.eps, out[None])
+        else:
+            self.cpu.rms_norm(x[None], norm.weight.numpy(), norm.eps, out[None])
+
+
+class _Buffers:
+    """Working arrays of one decode step, allocated once."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        n_q, n_kv, _ = config.qkv_rows
+        self.normed = np.empty(config.width, np.float32)
+        self.qkv = np.empty(n_q + 2 * n_kv, np.float32)
+        self.q = self.qkv[:n_q].reshape(config.n_heads, config.head_width)  # views of qkv
+        self.k = self.qkv[n_q : n_q + n_kv].reshape(config.n_kv_heads, config.head_width)
+        self.v = self.qkv[n_q + n_kv :].reshape(config.n_kv_heads, config.head_width)
+        self.mixed = np.empty((config.n_heads, config.head_width), np.float32)
+        self.attended = np.empty(config.width, np.float32)
+        self.active = np.empty(config.n_neurons, np.int32)
+        self.mlp = np.empty(config.width, np.float32)

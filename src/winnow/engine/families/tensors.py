@@ -1,0 +1,154 @@
+"""Tensors: checked as a whole before the first is read, then copied once.   (floor 5 · engine)"""
+
+from collections.abc import Iterable
+from typing import Protocol, final, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from winnow.base.errors import ModelError
+from winnow.engine.config import ModelConfig
+from winnow.engine.weights import LayerNorm, Linear, RmsNorm
+from winnow.kernels import Matrix, NeuronRecords
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+HEAD = "lm_head.weight"
+# Buffers that older checkpoints store and no reader needs.
+LEFTOVERS = (".rotary_emb.inv_freq", "decoder.version")
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@runtime_checkable
+class TensorSource(Protocol):
+    """What a model is loaded from: a checkpoint on disk, or tensors in memory."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The shape of the model."""
+        ...
+
+    def names(self) -> Iterable[str]:
+        """Names of all tensors."""
+        ...
+
+    def describe(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Shape and type (F32, BF16, ... as safetensors spells them) without reading the data."""
+        ...
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor itself."""
+        ...
+
+
+@final
+class Tensors:
+    """The tensors of one source under the names of `expected`, given out in `dtype`.
+
+    A checkpoint of the bare model (without its head) spells the same names without ``model.``; both
+    are found. Raises ModelError when a tensor is missing, left over, of another shape or no float.
+    Peak memory while loading: what was given out plus one tensor.
+    """
+
+    def __init__(self, source: TensorSource, expected: Shapes, dtype: torch.dtype) -> None:
+        """Check the whole source against `expected`."""
+        self.source = source
+        self.expected = expected
+        self.dtype = dtype
+        stored = set(source.names())
+        is_bare = not any(name.startswith("model.") for name in stored)
+        self._stored = {name: name.removeprefix("model.") if is_bare else name for name in expected}
+        self._check_names(stored)
+        for name, shape in expected.items():
+            self._check_layout(self._stored[name], shape)
+
+    def matrix(self, *names: str) -> Matrix:
+        """Return the matrices called `names` as one, their rows one after the other."""
+        shapes = [self.expected[name] for name in names]
+        matrix = Matrix.empty(sum(shape[0] for shape in shapes), shapes[0][1], self.dtype)
+        for part, name in zip(matrix.weight.split([shape[0] for shape in shapes]), names, strict=True):
+            part.copy_(self._read(name))
+        return matrix
+
+    def vector(self, *names: str) -> Tensor:
+        """Return the vectors called `names` as one, in float32."""
+        return torch.cat([self._read(name).float() for name in names])
+
+    def linear(self, *names: str, has_bias: bool = False) -> Linear:
+        """Return the linear maps called `names` as one, with their biases where there are any."""
+        bias = self.vector(*(f"{name}.bias" for name in names)) if has_bias else None
+        return Linear(self.matrix(*(f"{name}.weight" for name in names)), bias)
+
+    def layer_norm(self, name: str, width: int, eps: float) -> LayerNorm:
+        """Return the layer norm called `name`; without stored weights it scales by one and shifts by zero."""
+        if f"{name}.weight" not in self.expected:
+            return LayerNorm(torch.ones(width), torch.zeros(width), eps)
+        return LayerNorm(self.vector(f"{name}.weight"), self.vector(f"{name}.bias"), eps)
+
+    def rms_norm(self, name: str, eps: float) -> RmsNorm:
+        """Return the RMS norm called `name`."""
+        return RmsNorm(self.vector(f"{name}.weight"), eps)
+
+    def records(self, w_in: str, w_out: str, w_up: str | None = None, *, has_bias: bool) -> NeuronRecords:
+        """Return one record per neuron, filled from the maps called `w_in`, `w_out` and, if gated, `w_up`."""
+        n_neurons, width = self.expected[f"{w_in}.weight"]
+        records = NeuronRecords.empty(n_neurons, width, self.dtype, w_up is not None)
+        records.w_in.copy_(self._read(f"{w_in}.weight"))
+        records.w_out.copy_(self._read(f"{w_out}.weight").T)
+        if has_bias:
+            records.bias.copy_(self._read(f"{w_in}.bias"))
+        if w_up is not None:
+            records.w_up.copy_(self._read(f"{w_up}.weight"))
+            if has_bias:
+                records.bias_up.copy_(self._read(f"{w_up}.bias"))
+        return records
+
+    def head(self, embed: Matrix) -> Linear:
+        """Return the map to logits: `embed` itself when tied, else the stored head.
+
+        Raises ModelError when the config ties the head and the checkpoint holds a different one.
+        """
+        if HEAD in self.expected:
+            return self.linear(HEAD.removesuffix(".weight"))
+        if HEAD in self.source.names():
+            self._check_layout(HEAD, tuple(embed.weight.shape))
+            if not torch.equal(self.source.tensor(HEAD).to(self.dtype), embed.weight):
+                raise ModelError(
+                    f"{HEAD} differs from the embedding although config.json ties the two. "
+                    "Set tie_word_embeddings to false to use the stored head."
+                )
+        return Linear(embed)
+
+    def _read(self, name: str) -> Tensor:
+        return self.source.tensor(self._stored[name])
+
+    def _check_names(self, stored: set[str]) -> None:
+        known = set(self._stored.values())
+        missing = sorted(known - stored)
+        if missing:
+            raise ModelError(
+                f"The checkpoint lacks {_some(missing)}. Does config.json belong to these weights?"
+            )
+        extra = sorted(name for name in stored - known - {HEAD} if not name.endswith(LEFTOVERS))
+        if extra:
+            raise ModelError(
+                f"The checkpoint holds {_some(extra)} which this architecture does not use. "
+                "Does config.json belong to these weights?"
+            )
+
+    def _check_layout(self, name: str, shape: tuple[int, ...]) -> None:
+        found, dtype = self.source.describe(name)
+        if found != shape:
+            raise ModelError(
+                f"{name} has shape {list(found)}, expected {list(shape)}. "
+                "Does config.json belong to these weights?"
+            )
+        if dtype not in FLOATS:
+            raise ModelError(
+                f"{name} has type {dtype}, expected {', '.join(FLOATS)}. Use an unquantised checkpoint."
+            )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more tensors"

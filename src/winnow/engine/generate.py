@@ -1,0 +1,316 @@
+"""Generate: a model, its tokenizer and its plan become text.   (floor 5 · engine)"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from winnow.base.errors import ResourceError, UsageError
+from winnow.engine.cache import KvCache
+from winnow.engine.checkpoint import Checkpoint
+from winnow.engine.decode import DecodeCounts, Decoder
+from winnow.engine.families import load_weights
+from winnow.engine.model import prefill
+from winnow.engine.sampling import SamplingOptions, pick
+from winnow.engine.sparsity import Plan, find_plan, open_plan
+from winnow.engine.tokenizer import StreamDecoder, Tokenizer
+from winnow.engine.weights import Weights
+from winnow.kernels import open_cpu
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What one request asks for, beside its prompt."""
+
+    max_tokens: int = 64
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse lengths and stop strings that mean nothing."""
+        if self.max_tokens < 1:
+            raise UsageError(f"max_tokens is {self.max_tokens}; expected at least 1.")
+        if any(not s for s in self.stop):
+            raise UsageError("A stop string is empty; expected at least one character.")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token and the text that became certain with it, perhaps none."""
+
+    text: str
+    token_id: int
+    logprob: float | None
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a generation took. Decode speed leaves the prompt and the first token out."""
+
+    prompt_tokens: int
+    tokens_per_second: float
+    ttft_s: float
+    mlp_density: float
+    head_density: float
+    bytes_per_token: float
+    counts: DecodeCounts
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished generation; `finish_reason` is "stop" or "length"."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[float] | None
+    finish_reason: str
+    prompt_tokens: int
+    stats: Stats
+
+
+@contextmanager
+def torch_threads(n_threads: int) -> Iterator[None]:
+    """Let torch use `n_threads` inside the block and what it used before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Engine:
+    """A loaded model that generates text.
+
+    The same prompt, options and seed give the same tokens for any number of threads. With a plan, the tokens
+    after the first are computed from selected neurons only; the prompt is always read densely.
+    """
+
+    def __init__(self, weights: Weights, tokenizer: Tokenizer, plan: Plan | None, threads: int) -> None:
+        self.weights = weights
+        self.tokenizer = tokenizer
+        self.plan = plan
+        self.cpu = open_cpu(threads)
+        self.decoder = Decoder(weights, plan.layers if plan else (None,) * weights.config.n_layers, self.cpu)
+        self.last_stats: Stats | None = None
+
+    def generate(  # noqa: PLR0913 (a public verb: the names its users expect)
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        logit_bias: Mapping[int, float] | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        logprobs: bool = False,
+        seed: int = 0,
+    ) -> Completion:
+        """Continue `prompt` (text, or token ids) by at most `max_tokens` tokens.
+
+        Temperature 0 takes the likeliest token. A stop string ends the text before itself. `ignore_eos`
+        goes on past the end token, which stays allowed. Raises UsageError for a prompt that does not fit
+        the model's context.
+        """
+        sampling = SamplingOptions(
+            temperature, top_k, top_p, min_p, repetition_penalty, dict(logit_bias or {}), seed
+        )
+        options = GenerateOptions(max_tokens, sampling, tuple(stop), ignore_eos, logprobs)
+        pieces = list(self.run(prompt, options))
+        assert self.last_stats is not None
+        return Completion(
+            text="".join(piece.text for piece in pieces),
+            token_ids=[piece.token_id for piece in pieces],
+            logprobs=[p.logprob for p in pieces if p.logprob is not None] if logprobs else None,
+            finish_reason=pieces[-1].finish_reason or "length",
+            prompt_tokens=self.last_stats.prompt_tokens,
+            stats=self.last_stats,
+        )
+
+    def stream(  # noqa: PLR0913 (the same names as generate)
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        logit_bias: Mapping[int, float] | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        logprobs: bool = False,
+        seed: int = 0,
+    ) -> Iterator[Piece]:
+        """Yield what `generate` returns, piece by piece; `last_stats` is set when the last one is out."""
+        sampling = SamplingOptions(
+            temperature, top_k, top_p, min_p, repetition_penalty, dict(logit_bias or {}), seed
+        )
+        return self.run(prompt, GenerateOptions(max_tokens, sampling, tuple(stop), ignore_eos, logprobs))
+
+    def run(self, prompt: str | Sequence[int], options: GenerateOptions) -> Iterator[Piece]:
+        """Yield pieces for one request; `generate` and `stream` are this with the options spelled out."""
+        ids = self._prompt_ids(prompt, options)
+        return self._run(ids, options)
+
+    def _prompt_ids(self, prompt: str | Sequence[int], options: GenerateOptions) -> list[int]:
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        config = self.weights.config
+        if not ids:
+            raise UsageError("The prompt holds no tokens; expected at least one. Give some text.")
+        wrong = [i for i in ids if not 0 <= i < config.vocab_size]
+        if wrong:
+            raise UsageError(f"Token id {wrong[0]} is outside the vocabulary, 0 to {config.vocab_size - 1}.")
+        outside = [t for t in options.sampling.logit_bias if not 0 <= t < config.vocab_size]
+        if outside:
+            raise UsageError(f"logit_bias names token {outside[0]}; expected 0 to {config.vocab_size - 1}.")
+        needed = len(ids) + options.max_tokens
+        if needed > config.n_positions:
+            raise UsageError(
+                f"Prompt and answer need {len(ids)} + {options.max_tokens} = {needed} tokens, the model has "
+                f"{config.n_positions} positions; shorten the prompt or lower max_tokens."
+            )
+        return ids
+
+    def _run(self, ids: list[int], options: GenerateOptions) -> Iterator[Piece]:
+        started_s = time.perf_counter()
+        text = _Text(self.tokenizer, options.stop)
+        cache = KvCache(self.weights.config, len(ids) + options.max_tokens, self.weights.embed.dtype)
+        history = list(ids)
+        counts = self.decoder.start()
+        with torch_threads(self.cpu.threads), torch.inference_mode():
+            logits = prefill(self.weights, torch.tensor(ids), cache).numpy()
+        first_s = decode_s = 0.0
+        for step in range(options.max_tokens):
+            if step:
+                before_s = time.perf_counter()
+                logits = self.decoder.step(history[-1], cache)
+                decode_s += time.perf_counter() - before_s
+            else:
+                first_s = time.perf_counter() - started_s
+            token = self._pick(logits, options, step, history)
+            history.append(token)
+            ends = token in self.weights.config.eos_ids and not options.ignore_eos
+            shown = "" if ends else text.push(token)
+            last = ends or text.stopped or step + 1 == options.max_tokens
+            reason = ("stop" if ends or text.stopped else "length") if last else None
+            if last:
+                shown += text.flush()
+                self.last_stats = self._stats(len(ids), first_s, decode_s, counts)
+            yield Piece(shown, token, _logprob(logits, token) if options.logprobs else None, reason)
+            if last:
+                return
+
+    def _pick(self, logits: np.ndarray, options: GenerateOptions, step: int, history: list[int]) -> int:
+        logits[self.tokenizer.vocab_size :] = -np.inf  # rows of the embedding that no token uses
+        if not np.isfinite(logits[: self.tokenizer.vocab_size]).any():
+            raise ResourceError("The model's output is not a number; its weights hold NaN or infinity.")
+        return pick(logits, options.sampling, step, history)
+
+    def _stats(self, prompt_tokens: int, first_s: float, decode_s: float, counts: DecodeCounts) -> Stats:
+        return Stats(
+            prompt_tokens=prompt_tokens,
+            tokens_per_second=counts.steps / decode_s if decode_s > 0 else 0.0,
+            ttft_s=first_s,
+            mlp_density=counts.mlp_density,
+            head_density=1.0,
+            bytes_per_token=counts.bytes_per_token,
+            counts=counts,
+        )
+
+
+def _logprob(logits: np.ndarray, token: int) -> float:
+    shifted = logits.astype(np.float64) - logits.max()
+    return float(shifted[token] - np.log(np.exp(shifted).sum()))
+
+
+class _Text:
+    """Text as it becomes certain: whole characters only, and nothing that may yet be a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+        self.decoder = StreamDecoder(tokenizer)
+        self.stop = stop
+        self.held = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        self.held += self.decoder.push(token)
+        return self._release()
+
+    def flush(self) -> str:
+        """Return what was held back when the text ends here."""
+        if self.stopped:
+            return ""
+        self.held += self.decoder.flush()
+        certain = self._release()
+        if self.stopped:
+            return certain
+        rest, self.held = self.held, ""
+        return certain + rest
+
+    def _release(self) -> str:
+        ends = [i for i in (self.held.find(s) for s in self.stop) if i >= 0]
+        if ends:
+            self.stopped = True
+            shown, self.held = self.held[: min(ends)], ""
+            return shown
+        longest = max((_overlap(self.held, s) for s in self.stop), default=0)
+        cut = len(self.held) - longest
+        shown, self.held = self.held[:cut], self.held[cut:]
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of `text` that begins `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    plan: str | Path | None = "auto",
+    dtype: str = "bf16",
+    device: str = "cpu",
+    threads: int | None = None,
+    offline: bool = False,
+) -> Engine:
+    """Load a checkpoint directory or hub id (left out: the bundled pico) and return an Engine.
+
+    `plan`: "auto" takes ``winnow-plan.safetensors`` beside the weights if it is there; a path names another;
+    None runs dense. `dtype` is "bf16" or "fp32". `threads` defaults to the processors this process may use.
+    Raises ModelError for a missing or broken model or plan, ResourceError for a device this machine lacks.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    if device != "cpu":
+        raise ResourceError(f"device is {device!r}; this version runs on the CPU. Use device='cpu'.")
+    n_threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    if n_threads < 1:
+        raise UsageError(f"threads is {n_threads}; expected at least 1.")
+    checkpoint = Checkpoint.open(bundled("pico") if path is None else path, offline=offline)
+    weights = load_weights(checkpoint, DTYPES[dtype])
+    tokenizer = Tokenizer.open(checkpoint.directory)
+    tokenizer.check_fits(weights.config.vocab_size)
+    plan_path = find_plan(checkpoint.directory) if plan == "auto" else plan
+    opened = open_plan(Path(plan_path), weights.config, checkpoint.content_hash()) if plan_path else None
+    return Engine(weights, tokenizer, opened, n_threads)
+
+
+def bundled(name: str) -> Path:
+    """Return the directory of a model that ships with Winnow."""
+    return Path(__file__).parent.parent / "zoo" / name

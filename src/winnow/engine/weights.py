@@ -1,0 +1,133 @@
+"""Weights: a model's tensors as the kernels read them, and the maps they stand for.   (floor 5 · engine)
+
+Each map has two readings: called with a tensor of rows it is the definition in plain torch, and `apply`
+hands the same memory to the kernels, from numpy array to numpy array. Activations are float32 between
+maps. A bfloat16 matrix takes its input rounded to bfloat16.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+from torch.nn import functional
+
+from winnow.engine.config import ModelConfig
+from winnow.kernels import Activation, Cpu, Matrix, NeuronRecords
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """``y = x @ matrix.T + bias``; reads ``M * D * itemsize`` bytes of weight."""
+
+    matrix: Matrix
+    bias: Float32[Tensor, " M"] | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of weight that one product reads."""
+        return self.matrix.weight.numel() * self.matrix.weight.element_size()
+
+    def __call__(self, x: Float32[Tensor, "T D"]) -> Float32[Tensor, "T M"]:
+        """Return the product for T rows."""
+        y = product(x, self.matrix.weight)
+        return y if self.bias is None else y + self.bias
+
+    def apply(self, cpu: Cpu, x: Float32[np.ndarray, " D"], out: Float32[np.ndarray, " M"]) -> None:
+        """Write the product for one row into `out`."""
+        cpu.linear(x, self.matrix, self._bias, out)
+
+    @cached_property
+    def _bias(self) -> np.ndarray | None:
+        return None if self.bias is None else self.bias.numpy()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LayerNorm:
+    """``(x - mean) / sqrt(variance + eps) * weight + bias`` along the last axis."""
+
+    weight: Float32[Tensor, " D"]
+    bias: Float32[Tensor, " D"]
+    eps: float
+
+    def __call__(self, x: Float32[Tensor, "*B D"]) -> Float32[Tensor, "*B D"]:
+        """Return the rows, each normalised."""
+        return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+    def apply(self, cpu: Cpu, x: Float32[np.ndarray, "N D"], out: Float32[np.ndarray, "N D"]) -> None:
+        """Write the normalised rows into `out`, which may be `x`."""
+        cpu.layer_norm(x, self._weight, self._bias, self.eps, out)
+
+    @cached_property
+    def _weight(self) -> np.ndarray:
+        return self.weight.numpy()
+
+    @cached_property
+    def _bias(self) -> np.ndarray:
+        return self.bias.numpy()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class RmsNorm:
+    """``x / sqrt(mean(x * x) + eps) * weight`` along the last axis."""
+
+    weight: Float32[Tensor, " D"]
+    eps: float
+
+    def __call__(self, x: Float32[Tensor, "*B D"]) -> Float32[Tensor, "*B D"]:
+        """Return the rows, each normalised."""
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+
+    def apply(self, cpu: Cpu, x: Float32[np.ndarray, "N D"], out: Float32[np.ndarray, "N D"]) -> None:
+        """Write the normalised rows into `out`, which may be `x`."""
+        cpu.rms_norm(x, self._weight, self.eps, out)
+
+    @cached_property
+    def _weight(self) -> np.ndarray:
+        return self.weight.numpy()
+
+
+Norm = LayerNorm | RmsNorm
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One block: attention and its norm, the MLP's neuron records and their norm."""
+
+    attention_norm: Norm
+    qkv: Linear  # rows: H*E of queries, then K*E of keys, then K*E of values
+    q_norm: RmsNorm | None
+    k_norm: RmsNorm | None
+    out: Linear
+    mlp_norm: Norm
+    mlp: NeuronRecords
+    mlp_bias: Float32[Tensor, " D"] | None
+    activation: Activation
+    window: int | None = None  # how many keys, its own included, a query may see
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """All tensors of one model; a tied head shares the embedding's memory."""
+
+    config: ModelConfig
+    embed: Float[Tensor, "V embed"]
+    positions: Float[Tensor, "positions D"] | None  # OPT: row p belongs to position p
+    project_in: Linear | None
+    layers: tuple[Layer, ...]
+    final_norm: Norm | None
+    project_out: Linear | None
+    head: Linear
+
+
+def product(x: Float32[Tensor, "T D"], weight: Float[Tensor, "M D"]) -> Float32[Tensor, "T M"]:
+    """Return ``x @ weight.T``, computed in weight's type and given back in float32."""
+    return (x.to(weight.dtype) @ weight.T).float()

@@ -1,0 +1,103 @@
+"""Decoding by kernels against the definition in plain torch."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.engine.tiny import VARIANTS, tiny_model
+from winnow.base.rng import generator
+from winnow.engine import DictSource, KvCache, forward, load_weights, parse_config, prefill
+from winnow.engine.decode import Decoder
+from winnow.engine.sparsity.fidelity import SparseMlp
+from winnow.engine.synthetic import opt_config, synthetic_model
+from winnow.kernels import open_cpu
+
+N_TOKENS = 37
+
+
+def decoded(weights, predictors, ids, threads=1):
+    decoder = Decoder(weights, predictors, open_cpu(threads))
+    counts = decoder.start()
+    cache = KvCache(weights.config, len(ids), weights.embed.dtype)
+    return np.stack([decoder.step(token, cache) for token in ids]), counts
+
+
+def relative(found: np.ndarray, expected: torch.Tensor) -> float:
+    return float(np.abs(found - expected.numpy()).max() / expected.abs().max())
+
+
+@pytest.fixture(scope="module")
+def small():
+    return synthetic_model(opt_config(3, 96, 3, vocab_size=211), torch.float32, 0.15, seed=5)
+
+
+@pytest.fixture
+def ids(rng):
+    return torch.randint(0, 211, (N_TOKENS,), generator=rng)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_decodes_every_family_as_the_definition_does(variant, ids):
+    model = tiny_model(variant, generator(7))
+    source = DictSource(parse_config(model.config.to_dict()), model.state_dict())
+    weights = load_weights(source, torch.float32)
+    with torch.inference_mode():
+        expected = forward(weights, ids, KvCache(weights.config, N_TOKENS, torch.float32))
+    found, _ = decoded(weights, (None,) * weights.config.n_layers, ids.tolist())
+    assert relative(found, expected) < 2e-5
+
+
+def test_sparse_decoding_agrees_with_the_masked_definition(small, ids):
+    slot = SparseMlp(small.predictors)
+    with torch.inference_mode():
+        expected = forward(
+            small.weights, ids, KvCache(small.weights.config, N_TOKENS, torch.float32), mlp=slot
+        )
+    found, counts = decoded(small.weights, small.predictors, ids.tolist())
+    assert relative(found, expected) < 2e-5
+    assert counts.mlp_density == pytest.approx(np.mean([layer.density for layer in slot.shares()]), abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_density_one_equals_dense_to_rounding(dtype, ids):
+    model = synthetic_model(opt_config(2, 72, 3, vocab_size=211), dtype, 0.15, seed=6)
+    for predictor in model.predictors:
+        predictor.bias.fill_(1e6)  # everything is selected
+    dense, _ = decoded(model.weights, (None, None), ids.tolist())
+    full, counts = decoded(model.weights, model.predictors, ids.tolist())
+    assert counts.mlp_density == 1.0
+    assert relative(full, torch.from_numpy(dense)) < 1e-6
+
+
+def test_two_threads_give_the_bits_of_one(small, ids):
+    one, _ = decoded(small.weights, small.predictors, ids.tolist(), threads=1)
+    two, _ = decoded(small.weights, small.predictors, ids.tolist(), threads=2)
+    assert np.array_equal(one, two)
+
+
+def test_goes_on_where_prefill_ended(small, ids):
+    weights = small.weights
+    with torch.inference_mode():
+        expected = forward(weights, ids, KvCache(weights.config, N_TOKENS, torch.float32))[-1]
+        cache = KvCache(weights.config, N_TOKENS, torch.float32)
+        prefill(weights, ids[:20], cache)
+    decoder = Decoder(weights, (None,) * 3, open_cpu(1))
+    for token in ids[20:].tolist():
+        logits = decoder.step(token, cache)
+    assert relative(logits, expected) < 2e-5
+
+
+def test_bytes_are_those_of_what_was_read(small):
+    weights, config = small.weights, small.weights.config
+    _, counts = decoded(weights, (None,) * 3, [3, 4])
+    per_layer = 4 * (4 * config.width**2) + config.n_neurons * weights.layers[0].mlp.record_bytes
+    kv = 2 * config.width * 4 * 1.5  # one position, then two
+    head = config.vocab_size * config.width * 4
+    assert counts.bytes_per_token == 3 * (per_layer + kv) + head
+    assert counts.steps == 2
+
+
+def test_the_embedding_is_not_written_to(small, ids):
+    before = small.weights.embed.clone()
+    decoded(small.weights, small.predictors, ids.tolist())
+    assert torch.equal(small.weights.embed, before)

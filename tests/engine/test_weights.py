@@ -1,0 +1,46 @@
+"""Maps: the reading for the kernels gives what the reading in plain torch gives."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from winnow.base.rng import generator
+from winnow.engine.weights import LayerNorm, Linear, RmsNorm
+from winnow.kernels import Cpu, Matrix, open_cpu
+
+
+@pytest.fixture
+def cpu() -> Cpu:
+    return open_cpu(1, isa="torch")
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator(sum(shape)))
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_linear_map_reads_alike_for_rows_and_for_kernels(
+    cpu: Cpu, dtype: torch.dtype, has_bias: bool
+) -> None:
+    linear = Linear(Matrix(randn(13, 37).to(dtype)), randn(13) if has_bias else None)
+    x, out = randn(37), torch.empty(13)
+    linear.apply(cpu, x.numpy(), out.numpy())
+    # torch rounds a bfloat16 product to bfloat16, the kernels keep it in float32.
+    bound = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(out, linear(x[None])[0], rtol=bound, atol=bound)
+    assert linear.n_bytes == 13 * 37 * dtype.itemsize
+
+
+@pytest.mark.parametrize(
+    "norm", [LayerNorm(randn(37), randn(37), 1e-5), RmsNorm(randn(37), 1e-5)], ids=["layer", "rms"]
+)
+def test_a_norm_reads_alike_for_rows_and_for_kernels(cpu: Cpu, norm: LayerNorm | RmsNorm) -> None:
+    x, out = randn(3, 37) * 4 + 1, torch.empty(3, 37)
+    norm.apply(cpu, x.numpy(), out.numpy())
+    torch.testing.assert_close(out, norm(x), rtol=1e-5, atol=1e-5)
+
+
+def test_rms_norm_divides_by_the_root_of_the_mean_square() -> None:
+    y = RmsNorm(torch.full((4,), 2.0), eps=0.0)(torch.tensor([[1.0, -1.0, 7.0, -7.0]]))
+    torch.testing.assert_close(y, torch.tensor([[0.4, -0.4, 2.8, -2.8]]))
