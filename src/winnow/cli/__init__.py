@@ -1,0 +1,53 @@
+"""The command line: wires rooms together, holds no logic.   (floor 8 · cli)
+
+    version.py     which Winnow this is
+    failures.py    every error becomes one line and one exit code
+    parser.py      commands, their words, their options
+    show.py        tables, JSON objects, numbers as people read them
+    opening.py     models, prompts and texts that the arguments name
+    generate.py    winnow generate
+    calibrate.py   winnow calibrate
+    fidelity.py    winnow fidelity
+    perplexity.py  winnow perplexity
+    bench.py       winnow bench
+    inspect.py     winnow inspect
+    doctor.py      winnow doctor
+    train.py       winnow train
+
+Each command is a function ``run(arguments) -> exit code`` in the file of its name, imported when it is
+chosen: `winnow --help` imports neither torch nor numpy nor rich.
+"""
+
+import importlib
+import io
+import sys
+import warnings
+from collections.abc import Sequence
+
+from winnow.cli.failures import report, warn_in_one_line
+from winnow.cli.parser import read_command_line
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (left out: this process's) and return its exit code.
+
+    0 ok, 2 usage, 3 bad or missing model or data file, 4 more than this machine has, 130 interrupted.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # a terminal without UTF-8 shows "?", it does not stop the text
+        sys.stdout.reconfigure(errors="replace")
+    with warnings.catch_warnings():
+        warnings.showwarning = warn_in_one_line
+        try:
+            arguments = read_command_line(words)
+            code = importlib.import_module(f"winnow.cli.{arguments.command}").run(arguments)
+            print(end="", flush=True)
+        except SystemExit as end:  # --help and --version
+            return int(end.code or 0)
+        except BaseException as error:
+            return report(error, debug="--debug" in words)
+        return code

@@ -1,0 +1,148 @@
+"""winnow bench: dense and sparse side by side.   (floor 8 · cli)"""
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from winnow.base.errors import UsageError
+from winnow.base.progress import Progress
+from winnow.base.rng import generator
+from winnow.cli.failures import say
+from winnow.cli.opening import check_memory, open_checkpoint, open_engine, read_text
+from winnow.cli.show import quantity, share, show_json, show_table
+from winnow.engine import parse_config, tensor_shapes
+from winnow.engine.bench import BenchOptions, BenchReport, Runner, WinnowRunner, race
+from winnow.engine.generate import DTYPES
+from winnow.engine.synthetic import OPT_SHAPES, opt_config, synthetic_opt
+from winnow.kernels import Cpu, open_cpu
+
+# Lewis Carroll, Alice's Adventures in Wonderland (1865): a prompt long enough for any tokenizer.
+OPENING = """\
+Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing to
+do: once or twice she had peeped into the book her sister was reading, but it had no pictures or
+conversations in it, "and what is the use of a book," thought Alice "without pictures or
+conversations?" So she was considering in her own mind (as well as she could, for the hot day made
+her feel very sleepy and stupid), whether the pleasure of making a daisy-chain would be worth the
+trouble of getting up and picking the daisies, when suddenly a White Rabbit with pink eyes ran close
+by her. There was nothing so very remarkable in that; nor did Alice think it so very much out of the
+way to hear the Rabbit say to itself, "Oh dear! Oh dear! I shall be late!"
+"""
+COLUMNS = (
+    "engine",
+    "tokens/s",
+    "min",
+    "max",
+    "first token",
+    "density",
+    "bytes/token",
+    "GB/s",
+    "of bandwidth",
+)
+
+
+@dataclass(frozen=True)
+class _Field:
+    """Who runs, on what prompt."""
+
+    name: str
+    runners: list[Runner]
+    prompt: list[int]
+    cpu: Cpu
+    asked_density: float | None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Let the engines take turns and print their medians; 1 when the run contradicts itself."""
+    if arguments.shape is not None and arguments.model is not None:
+        raise UsageError("received MODEL and --shape; expected one of them.")
+    field = _shape(arguments) if arguments.shape is not None else _checkpoint(arguments)
+    options = BenchOptions(
+        field.name, arguments.dtype, arguments.prompt_tokens, arguments.max_tokens, arguments.repeats
+    )
+    progress = Progress(f"timing {field.name}", options.repeats + 1, quiet=arguments.quiet)
+    report = race(field.runners, field.prompt, field.cpu, options, progress.update, field.asked_density)
+    if arguments.json:
+        show_json(report.to_json())
+    else:
+        _show(report)
+    for failure in report.failures:
+        say(f"this run is void: {failure}.")
+    return 1 if report.failures else 0
+
+
+def _checkpoint(arguments: argparse.Namespace) -> _Field:
+    engine = open_engine(arguments, plan="auto")
+    vocab_size = engine.tokenizer.vocab_size
+    runners: list[Runner] = [WinnowRunner(engine.weights, None, engine.cpu, vocab_size)]
+    if engine.plan is not None:
+        runners.append(WinnowRunner(engine.weights, engine.plan.layers, engine.cpu, vocab_size))
+    directory = open_checkpoint(arguments).directory
+    if "hf" in arguments.against:
+        from winnow.engine.bench.hf import HfRunner, hf_from_directory
+
+        hf = hf_from_directory(directory, DTYPES[arguments.dtype])
+        runners.append(HfRunner(hf, engine.cpu.threads, vocab_size))
+    text = OPENING if arguments.text is None else read_text(arguments.text)
+    prompt = engine.tokenizer.encode(text)[: arguments.prompt_tokens]
+    if len(prompt) < arguments.prompt_tokens:
+        raise UsageError(
+            f"the text has {len(prompt)} tokens, expected {arguments.prompt_tokens}; give a longer --text."
+        )
+    return _Field(directory.name, runners, prompt, engine.cpu, None)
+
+
+def _shape(arguments: argparse.Namespace) -> _Field:
+    dtype = DTYPES[arguments.dtype]
+    if arguments.shape in OPT_SHAPES:
+        shapes = tensor_shapes(parse_config(opt_config(*OPT_SHAPES[arguments.shape])))
+        # The tensors are held twice: as a checkpoint has them, and packed for the kernels.
+        check_memory(2 * dtype.itemsize * sum(map(math.prod, shapes.values())), arguments.shape)
+    model = synthetic_opt(arguments.shape, dtype, arguments.density, seed=0)
+    cpu = open_cpu(arguments.threads or len(os.sched_getaffinity(0)))
+    vocab_size = model.weights.config.vocab_size
+    runners: list[Runner] = [
+        WinnowRunner(model.weights, None, cpu, vocab_size),
+        WinnowRunner(model.weights, model.predictors, cpu, vocab_size),
+    ]
+    if "hf" in arguments.against:
+        from winnow.engine.bench.hf import HfRunner, hf_from_source
+
+        hf = hf_from_source(model.source, model.raw_config, dtype)
+        runners.append(HfRunner(hf, cpu.threads, vocab_size))
+    prompt = torch.randint(vocab_size, (arguments.prompt_tokens,), generator=generator(1)).tolist()
+    return _Field(arguments.shape, runners, prompt, cpu, arguments.density)
+
+
+def _show(report: BenchReport) -> None:
+    machine = report.machine
+    first = report.rows[0]
+    title = (
+        f"{first.shape}, {first.dtype}, {first.prompt_tokens} tokens read; {machine.cpu}, "
+        f"{machine.threads} threads, {machine.isa}, {machine.read_gb_per_s:.1f} GB/s, commit {machine.commit}"
+    )
+    show_table(title, COLUMNS, _rows(report))
+    if machine.was_disturbed:
+        print(
+            "The read bandwidth fell below 0.7 of its best while this ran: the figures are void. Run again."
+        )
+
+
+def _rows(report: BenchReport) -> Sequence[Sequence[str]]:
+    return [
+        [
+            row.engine,
+            f"{row.tokens_per_second:.2f}",
+            f"{row.tokens_per_second_min:.2f}",
+            f"{row.tokens_per_second_max:.2f}",
+            f"{row.ttft_s:.2f} s",
+            share(row.mlp_density),
+            quantity(row.bytes_per_token),
+            f"{row.gb_per_s:.1f}",
+            share(row.bandwidth_share),
+        ]
+        for row in report.rows
+    ]

@@ -1,0 +1,113 @@
+"""Opening: models, prompts and texts that the arguments name.   (floor 8 · cli)"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from winnow.base.errors import ModelError, ResourceError, UsageError
+from winnow.cli.failures import say
+from winnow.cli.show import quantity
+from winnow.engine.checkpoint import Checkpoint
+from winnow.engine.generate import DTYPES, Engine, bundled, load
+from winnow.engine.sparsity import windows
+from winnow.engine.sparsity.fidelity import WINDOW_TOKENS
+
+MEMINFO = Path("/proc/meminfo")
+
+
+def open_engine(arguments: argparse.Namespace, plan: str | Path | None, device: str = "cpu") -> Engine:
+    """Return the engine for MODEL with `plan`: "auto", a path, or None for dense.
+
+    Raises ResourceError, before a weight is read, when they need more memory than is free.
+    """
+    checkpoint = open_checkpoint(arguments)
+    for note in checkpoint.notes:
+        say(note)
+    n_weights = sum(math.prod(checkpoint.describe(name)[0]) for name in checkpoint.names())
+    check_memory(n_weights * DTYPES[arguments.dtype].itemsize, str(checkpoint.directory))
+    return load(
+        arguments.model,
+        plan=plan,
+        dtype=arguments.dtype,
+        device=device,
+        threads=arguments.threads,
+        offline=arguments.offline,
+    )
+
+
+def open_checkpoint(arguments: argparse.Namespace) -> Checkpoint:
+    """Return the files of MODEL; left out, those of the bundled pico."""
+    model = bundled("pico") if arguments.model is None else arguments.model
+    return Checkpoint.open(model, offline=arguments.offline)
+
+
+def check_memory(needed_bytes: int, name: str) -> None:
+    """Raise ResourceError when `name` needs more memory than is free."""
+    free = free_bytes()
+    if free is not None and needed_bytes > free:
+        raise ResourceError(
+            f"{name} needs {quantity(needed_bytes)} of memory, {quantity(free)} are free; "
+            "choose a smaller model, or --dtype bf16."
+        )
+
+
+def free_bytes() -> int | None:
+    """Return the memory that programs may still take, None where the system does not say."""
+    if not MEMINFO.exists():
+        return None
+    table = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
+    return 1024 * int(table["MemAvailable"].split()[0])
+
+
+def read_prompt(prompt: str) -> str:
+    """Return the prompt itself, or for ``-`` what standard input holds, without the line break at its end.
+
+    Raises UsageError for input that is not UTF-8.
+    """
+    if prompt != "-":
+        return prompt
+    if sys.stdin is None:
+        raise UsageError("standard input is closed; pipe a prompt in, or give it as a word.")
+    try:
+        text = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"standard input is not UTF-8 at byte {error.start}; convert it, say with iconv."
+        ) from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file; raises ModelError when it is missing or not UTF-8."""
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path} is not UTF-8 at byte {error.start}; convert it, say with iconv.") from None
+    except OSError as error:
+        raise ModelError(
+            f"{path} cannot be read ({error.strerror}); expected a text file. Check --text."
+        ) from None
+
+
+def cut(engine: Engine, texts: Sequence[str], limit: int | None) -> tuple[list[Tensor], int]:
+    """Return the windows of `texts`, each text cut by itself, and how many bytes of text they cover.
+
+    `limit` is the number of tokens taken in all.
+    """
+    tokenizer = engine.tokenizer
+    begin = tokenizer.encode("")
+    size = min(WINDOW_TOKENS, engine.weights.config.n_positions)
+    found: list[Tensor] = []
+    n_bytes = n_tokens = 0
+    for text in texts:
+        ids = tokenizer.encode(text, special=False)
+        taken = ids if limit is None else ids[: limit - n_tokens]
+        if taken:
+            found += windows(taken, begin, size)
+            n_tokens += len(taken)
+            n_bytes += len((text if len(taken) == len(ids) else tokenizer.decode(taken)).encode())
+    return (found or windows([], begin, size)), n_bytes

@@ -1,0 +1,141 @@
+import json
+
+from tests.cli.conftest import assert_one_line
+from winnow.engine.generate import Engine
+
+PROMPT = "the wind takes"
+
+
+def test_text_goes_to_stdout_and_one_line_of_figures_to_stderr(winnow, model):
+    ran = winnow("generate", model, PROMPT, "--max-tokens", 7, "--ignore-eos")
+    answer = json.loads(winnow("generate", model, PROMPT, "--max-tokens", 7, "--ignore-eos", "--json").out)
+    assert ran.out == answer["text"] + "\n"
+    assert ran.err.startswith("winnow: ")
+    assert ran.err.count("\n") == 1
+    assert "tokens/s" in ran.err
+    assert "read per token" in ran.err
+
+
+def test_quiet_leaves_only_the_text(winnow, model):
+    ran = winnow("generate", model, PROMPT, "--max-tokens", 3, "--quiet")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out
+
+
+def test_json_is_one_object_with_the_published_keys(winnow, planned):
+    ran = winnow("generate", planned, PROMPT, "--max-tokens", 9, "--ignore-eos", "--json")
+    answer = json.loads(ran.out)
+    assert ran.err == ""
+    assert set(answer) == {"text", "token_ids", "finish_reason", "prompt_tokens", "stats"}
+    assert (len(answer["token_ids"]), answer["finish_reason"]) == (9, "length")
+    assert answer["prompt_tokens"] > 3
+    wanted = {"tokens_per_second", "ttft_s", "mlp_density", "head_density", "bytes_per_token"}
+    assert set(answer["stats"]) == wanted
+    assert all(value > 0 for value in answer["stats"].values())
+
+
+def test_dense_has_density_one_and_a_plan_less(winnow, planned):
+    def density(*options: str) -> float:
+        line = ("generate", planned, PROMPT, "--max-tokens", 12, "--ignore-eos", "--json")
+        return json.loads(winnow(*line, *options).out)["stats"]["mlp_density"]
+
+    assert density("--dense") == 1.0
+    assert density() < 0.9
+    assert density("--plan", planned / "winnow-plan.safetensors") == density()
+
+
+def test_dense_equals_a_model_without_a_plan(winnow, planned, model):
+    options = ("--max-tokens", 12, "--json")
+    with_plan = json.loads(winnow("generate", planned, PROMPT, "--dense", *options).out)
+    without = json.loads(winnow("generate", model, PROMPT, *options).out)
+    assert with_plan["token_ids"] == without["token_ids"]
+
+
+def test_same_seed_same_tokens_for_any_number_of_threads(winnow, planned):
+    def tokens(seed: int, threads: int) -> list[int]:
+        line = (
+            "generate",
+            planned,
+            PROMPT,
+            "--temperature",
+            1.5,
+            "--max-tokens",
+            24,
+            "--ignore-eos",
+            "--json",
+        )
+        return json.loads(winnow(*line, "--seed", seed, "--threads", threads).out)["token_ids"]
+
+    assert tokens(5, 1) == tokens(5, 2) == tokens(5, 1)
+    assert tokens(5, 1) != tokens(6, 1)
+
+
+def test_every_sampling_option_reaches_the_engine(winnow, model):
+    def tokens(*options: object) -> list[int]:
+        line = ("generate", model, PROMPT, "--max-tokens", 12, "--ignore-eos", "--json", *options)
+        return json.loads(winnow(*line).out)["token_ids"]
+
+    greedy, hot = tokens(), tokens("--temperature", 50)
+    assert hot != greedy
+    assert tokens("--temperature", 50, "--top-k", 1) == greedy
+    assert tokens("--temperature", 50, "--top-p", 1e-6) == greedy
+    assert tokens("--temperature", 50, "--min-p", 1) == greedy
+    assert tokens("--repetition-penalty", 1000) != greedy
+
+
+def test_logprobs_come_with_json_one_per_token(winnow, model):
+    ran = winnow("generate", model, PROMPT, "--max-tokens", 6, "--ignore-eos", "--json", "--logprobs")
+    logprobs = json.loads(ran.out)["logprobs"]
+    assert len(logprobs) == 6
+    assert all(-20 < value <= 0 for value in logprobs)
+
+
+def test_logprobs_without_json_say_where_they_are_shown(winnow, model):
+    assert_one_line(winnow("generate", model, PROMPT, "--logprobs"), 2, "add --json")
+
+
+def test_stop_string_ends_the_text_before_itself(winnow, model):
+    line = ("generate", model, PROMPT, "--max-tokens", 24, "--ignore-eos", "--json")
+    full = json.loads(winnow(*line).out)["text"]
+    stop = full[len(full) // 2 :][:2]
+    answer = json.loads(winnow(*line, "--stop", "no such text", "--stop", stop).out)
+    assert (answer["text"], answer["finish_reason"]) == (full[: full.index(stop)], "stop")
+
+
+def test_explain_lists_every_layer_on_stderr(winnow, planned):
+    ran = winnow("generate", planned, PROMPT, "--max-tokens", 9, "--ignore-eos", "--explain")
+    assert "5 decoded" not in ran.out
+    assert "8 decoded tokens" in ran.err
+    rows = [line for line in ran.err.splitlines() if "layer " in line]
+    assert [row.split()[2] for row in rows] == ["0", "1"]
+    assert all(row.count("%") == 2 and " us " in row for row in rows)
+    assert all(word in ran.err for word in ("density", "recall", "bytes read", "dense", "time"))
+
+
+def test_explain_without_a_plan_shows_no_recall(winnow, model):
+    ran = winnow("generate", model, PROMPT, "--max-tokens", 4, "--ignore-eos", "--explain", "--json")
+    rows = [line for line in ran.err.splitlines() if "layer " in line]
+    assert all("100.0 %" in row and "│      - │" in row for row in rows)
+    assert json.loads(ran.out)["stats"]["mlp_density"] == 1
+
+
+def test_explain_of_one_token_says_that_nothing_was_decoded(winnow, model):
+    ran = winnow("generate", model, PROMPT, "--max-tokens", 1, "--explain", "--quiet")
+    assert ran.code == 0
+    assert "nothing to explain" in ran.err
+
+
+def test_first_text_is_out_before_the_last_token_is_decoded(winnow, model, capsys, monkeypatch):
+    seen = []
+    run = Engine.run
+
+    def watched(self, prompt, options):
+        for piece in run(self, prompt, options):
+            seen.append(capsys.readouterr().out)
+            yield piece
+
+    monkeypatch.setattr(Engine, "run", watched)
+    ran = winnow("generate", model, PROMPT, "--max-tokens", 20, "--ignore-eos", "--quiet")
+    assert len(seen) == 20
+    assert sum(bool(text) for text in seen) > 5
+    assert ran.code == 0
