@@ -3,6 +3,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import checkpoint
-from tests.cli.conftest import assert_one_line
+from tests.cli.conftest import PROCESS, assert_one_line
 from winnow.cli import opening
 from winnow.cli.failures import one_line, report
 from winnow.engine.generate import Engine
@@ -168,6 +169,18 @@ def test_reader_that_has_gone_away_is_no_failure(process, model):
     ran = process("generate", model, "x", stdout=write_end)
     os.close(write_end)
     assert (ran.code, ran.err) == (0, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_swallow_what_goes_to_them(model, closed):
+    words = [sys.executable, "-c", PROCESS, "generate", str(model), "x", "--max-tokens", "2", "--explain"]
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *words], capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode == 0
+    assert bool(done.stdout) == (closed == "2>&-")
+    assert bool(done.stderr) == (closed == ">&-")
+    assert b"Traceback" not in done.stderr
 
 
 def test_full_disk_ends_in_one_line(process, model):

@@ -32,24 +32,15 @@ def test_directory_is_used_without_a_single_look_up(no_network, tmp_path):
     model = checkpoint.write(tmp_path / "tiny")
     text = tmp_path / "text.txt"
     text.write_text(checkpoint.text(1500, seed=1))
-    calibrate = [
-        "calibrate",
-        str(model),
-        "--text",
-        str(text),
-        "--target-kld",
-        "0.2",
-        "--quiet",
-        "--threads",
-        "1",
-    ]
+    plan = tmp_path / "new" / "plan"
+    calibrate = ["calibrate", str(model), "--text", str(text), "--target-kld", "0.2", "--out", str(plan)]
     lines = [
-        ["generate", str(model), "the wind", "--max-tokens", "3"],
-        ["fidelity", str(model), "--text", str(text), "--limit", "99"],
+        ["generate", str(model), "the wind", "--max-tokens", "3", "--plan", str(plan)],
+        ["fidelity", str(model), "--text", str(text), "--limit", "99", "--plan", str(plan)],
         ["perplexity", str(model), "--text", str(text), "--limit", "99"],
         ["inspect", str(model)],
     ]
-    assert main(calibrate) == 0
+    assert main([*calibrate, "--quiet", "--threads", "1"]) == 0
     assert [main([*line, *options]) for line in lines for options in ([], ["--offline"])] == [0] * 8
     assert no_network == []
 

@@ -24,7 +24,7 @@ def shell(*argv: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def held_out(tmp_path: Path, pico: Path) -> Path:
     """The text that ships with the model and that neither training nor calibration has seen."""
-    texts = sorted(pico.glob("*.txt"))
+    texts = sorted(pico.parent.glob("*.txt"))
     assert texts, "pico ships with a held-out text"
     path = tmp_path / "held-out.txt"
     path.write_text(texts[0].read_text()[:30_000])

@@ -15,7 +15,7 @@ from winnow.engine.model import activations
 from winnow.engine.sparsity import CalibrationOptions, Plan, calibrate, compare, find_plan, open_plan, windows
 from winnow.engine.sparsity.frontier import _inverse_loss_root, _loss_root, frontier
 from winnow.engine.sparsity.observe import LayerInputs, observe
-from winnow.engine.sparsity.plan import FILE_NAME, Provenance
+from winnow.engine.sparsity.plan import FILE_NAME, KEY, Provenance
 from winnow.engine.sparsity.predictor import InputMoments, LowRankPredictor, whitened_svd
 from winnow.engine.synthetic import opt_config, synthetic_model
 from winnow.kernels import Matrix, open_cpu
@@ -56,7 +56,7 @@ def moments(x: torch.Tensor) -> InputMoments:
 
 def squared_error(x, w_in, bias, rank, fit_on) -> float:
     factors = whitened_svd(w_in, bias, fit_on)
-    predictor = factors.predictor(rank, torch.zeros(len(w_in)), torch.float32)
+    predictor = factors.predictor(rank, torch.zeros(len(w_in)))
     return (predictor.scores(x) - (x @ w_in.T + bias)).square().mean().item()
 
 
@@ -67,7 +67,7 @@ def test_full_rank_reproduces_the_pre_activations(rng):
 
 def test_the_mean_input_passes_at_any_rank(rng):
     x, w_in, bias = correlated(300, rng), torch.randn(90, 40, generator=rng), torch.randn(90, generator=rng)
-    predictor = whitened_svd(w_in, bias, moments(x)).predictor(3, torch.zeros(90), torch.float32)
+    predictor = whitened_svd(w_in, bias, moments(x)).predictor(3, torch.zeros(90))
     centre = x.mean(0, keepdim=True)
     torch.testing.assert_close(predictor.scores(centre), centre @ w_in.T + bias, rtol=1e-4, atol=1e-4)
 
@@ -184,6 +184,8 @@ def provenance() -> Provenance:
 def test_a_saved_plan_is_read_back_whole(model, plan, tmp_path):
     path = tmp_path / FILE_NAME
     plan.save(path)
+    plan.save(tmp_path / "twice")
+    assert path.read_bytes() == (tmp_path / "twice").read_bytes()
     again = open_plan(path, model.weights.config, "a" * 64)
     assert again.provenance == plan.provenance
     assert again.n_bytes == plan.n_bytes
@@ -211,11 +213,11 @@ def test_refuses_the_plan_of_another_model(model, plan, tmp_path):
     [
         (lambda t, m: t.pop("layers.0.up"), "only part of layer 0"),
         (lambda t, m: t.update({"layers.1.bias": torch.zeros(7)}), "shapes"),
-        (lambda t, m: m.update({"format": "winnow-plan/99"}), "winnow-plan/99"),
-        (lambda t, m: m.pop("format"), "no format"),
-        (lambda t, m: m.update({"provenance": "{}"}), "broken header"),
-        (lambda t, m: m.update({"provenance": "[1]"}), "broken header"),
-        (lambda t, m: m.update({"provenance": "not json"}), "broken header"),
+        (lambda t, m: m.update({KEY: '{"format": "winnow-plan/99"}'}), "format winnow-plan/99"),
+        (lambda t, m: m.pop(KEY), "broken header"),
+        (lambda t, m: m.update({KEY: '{"format": "winnow-plan/1"}'}), "broken header"),
+        (lambda t, m: m.update({KEY: "[1]"}), "broken header"),
+        (lambda t, m: m.update({KEY: "not json"}), "broken header"),
     ],
 )
 def test_refuses_a_damaged_plan(damage, message, model, tmp_path):

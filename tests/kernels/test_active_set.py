@@ -7,7 +7,7 @@ import torch
 from tests.kernels.cases import normal
 from tests.kernels.conftest import opened
 from winnow.base.errors import UsageError
-from winnow.kernels import Cpu, Matrix, active_set, active_set_reference, linear_reference
+from winnow.kernels import Cpu, Matrix, QuantisedMatrix, active_set, active_set_reference, linear_reference
 
 SIZES = [(8, 1, 1), (40, 3, 17), (136, 24, 700), (257, 33, 256), (64, 16, 1025)]  # width, rank, neurons
 
@@ -113,3 +113,17 @@ def test_the_hot_call_checks_lengths(isa: str, x: int, rank: int, bias: int, ind
     arrays = np.zeros(x, np.float32), np.zeros(bias, np.float32), np.zeros(indices, np.int32)
     with pytest.raises(ValueError, match="expected"):
         opened(isa, 1).active_set(arrays[0], p1, p2, arrays[1], 0, arrays[2])
+
+
+@pytest.mark.parametrize(("width", "rank", "neurons"), SIZES)
+def test_int8_agrees_with_the_matrix_it_stands_for(
+    cpu: Cpu, width: int, rank: int, neurons: int, rng: torch.Generator
+):
+    x, p1, p2, bias = predictor(rng, width, rank, neurons, torch.float32)
+    down, up = QuantisedMatrix.of(p1.weight), QuantisedMatrix.of(p2.weight)
+    chosen = active_set(x, down, up, bias, cpu=cpu)
+    scores = up.weight.double() @ (down.weight.double() @ x.double()) + bias.double()
+    listed = torch.zeros(neurons, dtype=torch.bool)
+    listed[chosen.long()] = True
+    assert listed[scores > 1e-5].all()
+    assert not listed[scores < -1e-5].any()

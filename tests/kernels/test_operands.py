@@ -5,7 +5,7 @@ import torch
 
 from tests.kernels.cases import normal
 from winnow.base.errors import UsageError
-from winnow.kernels import KvBlock, Matrix, NeuronRecords
+from winnow.kernels import KvBlock, Matrix, NeuronRecords, QuantisedMatrix
 
 LAYOUTS = [(8, False), (40, True), (33, False), (33, True), (2048, False), (1, True)]
 
@@ -129,3 +129,34 @@ def test_records_refuse_memory_of_another_layout():
     offset = (-shifted.data_ptr()) % 64 + 1
     with pytest.raises(UsageError, match="64-byte"):
         NeuronRecords(shifted[offset : offset + 192].view(1, 192), 20, torch.float32, False)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 17), (40, 136)])
+def test_int8_is_off_by_half_a_step_at_most(shape, rng: torch.Generator):
+    weight = torch.randn(*shape, generator=rng)
+    matrix = QuantisedMatrix.of(weight)
+    steps = weight.abs().amax(-1, keepdim=True) / 127
+    assert ((matrix.weight - weight).abs() <= 0.5001 * steps).all()
+    assert matrix.n_bytes == weight.numel() + 4 * len(weight)
+
+
+def test_a_row_of_zeros_stays_zero_in_int8():
+    matrix = QuantisedMatrix.of(torch.tensor([[0.0, 0.0], [1.0, -2.0]]))
+    assert matrix.weight[0].tolist() == [0.0, 0.0]
+    assert matrix.weight[1, 1].item() == pytest.approx(-2.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "scales", "message"),
+    [
+        (torch.zeros(3, 4), torch.ones(3), "expected int8"),
+        (torch.zeros(4, dtype=torch.int8), torch.ones(4), "expected int8"),
+        (torch.zeros(3, 0, dtype=torch.int8), torch.ones(3), "expected int8"),
+        (torch.zeros(3, 4, dtype=torch.int8), torch.ones(4), "expected float32"),
+        (torch.zeros(3, 4, dtype=torch.int8), torch.ones(3).double(), "expected float32"),
+        (torch.zeros(4, 3, dtype=torch.int8).T, torch.ones(3), "not contiguous"),
+    ],
+)
+def test_int8_refuses_what_it_cannot_read(values, scales, message):
+    with pytest.raises(UsageError, match=message):
+        QuantisedMatrix(values, scales)

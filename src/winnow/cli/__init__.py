@@ -19,12 +19,11 @@ chosen: `winnow --help` imports neither torch nor numpy nor rich.
 """
 
 import importlib
-import io
 import sys
 import warnings
 from collections.abc import Sequence
 
-from winnow.cli.failures import report, warn_in_one_line
+from winnow.cli.failures import open_streams, report, warn_in_one_line
 from winnow.cli.parser import read_command_line
 
 __all__ = ["main"]
@@ -36,10 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 ok, 2 usage, 3 bad or missing model or data file, 4 more than this machine has, 130 interrupted.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # a terminal without UTF-8 shows "?", it does not stop the text
-        sys.stdout.reconfigure(errors="replace")
+    open_streams()
     with warnings.catch_warnings():
         warnings.showwarning = warn_in_one_line
         try:

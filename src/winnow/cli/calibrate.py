@@ -6,6 +6,7 @@ from winnow.cli.opening import cut, open_checkpoint, open_engine, read_text
 from winnow.cli.show import quantity, share
 from winnow.engine.generate import Engine, torch_threads
 from winnow.engine.sparsity import CalibrationOptions, Plan, calibrate
+from winnow.engine.sparsity.frontier import mlp_bytes
 from winnow.engine.sparsity.plan import FILE_NAME
 
 
@@ -27,10 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _measured(engine: Engine, plan: Plan) -> str:
     found = plan.provenance
-    mlp_bytes = sum(layer.mlp.n_neurons * layer.mlp.record_bytes for layer in engine.weights.layers)
+    total_bytes = sum(mlp_bytes(layer.mlp) for layer in engine.weights.layers)
     return (
         f"KLD {found.measured_kld:.2g} nats on {found.validation_tokens} held-out tokens "
         f"(target {found.target_kld:g}), density {share(found.measured_density)}, "
         f"recall {share(found.measured_recall)}, predictors {quantity(plan.n_bytes)} of the MLPs' "
-        f"{quantity(mlp_bytes)} ({share(plan.n_bytes / mlp_bytes)})"
+        f"{quantity(total_bytes)} in bf16 ({share(plan.n_bytes / total_bytes)})"
     )

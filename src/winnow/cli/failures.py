@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import io
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import TextIO
 
 from winnow.base.errors import WinnowError
@@ -13,13 +15,23 @@ USAGE, MODEL, RESOURCE, INTERRUPTED = 2, 3, 4, 130
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE)
 
 
+def open_streams() -> None:
+    """Let printing always succeed: a closed stream swallows, a terminal without UTF-8 shows "?"."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (it stays open as long as the process)
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def report(error: BaseException, *, debug: bool) -> int:
     """Print what went wrong in one line, after the traceback if `debug`, and return the exit code.
 
     A closed reader (``winnow ... | head``) is no failure: nothing is printed.
     """
     if isinstance(error, BrokenPipeError):
-        _abandon(sys.stdout)
+        _abandon_stdout()
         return 0
     if debug:
         traceback.print_exception(error)
@@ -78,9 +90,9 @@ def _system(error: OSError) -> tuple[str, int]:
     return f"{reason}{where}. Check the path and its permissions.", MODEL
 
 
-def _abandon(stream: TextIO) -> None:
-    """Point `stream` at nothing, so that Python's last flush does not fail in its turn."""
+def _abandon_stdout() -> None:
+    """Point standard output at nothing, so that Python's last flush does not fail in its turn."""
     with contextlib.suppress(OSError, ValueError):
         nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, stream.fileno())
+        os.dup2(nothing, sys.stdout.fileno())
         os.close(nothing)

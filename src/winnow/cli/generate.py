@@ -1,7 +1,6 @@
 """winnow generate: continue a prompt.   (floor 8 · cli)"""
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -121,7 +120,7 @@ def _explain(engine: Engine, prompt: str, answer: Sequence[int]) -> None:
     head = quantity(counts.head_bytes / steps)
     rows.append(["head", "", "", head, head, ""])
     columns = ("per token", "density", "recall", "bytes read", "dense", "time")
-    show_table(f"{steps} decoded tokens on {engine.cpu.threads} threads", columns, rows, sys.stderr)
+    show_table(f"{steps} decoded tokens on {engine.cpu.threads} threads", columns, rows, on_stderr=True)
 
 
 def _recalls(engine: Engine, ids: Sequence[int]) -> list[str]:

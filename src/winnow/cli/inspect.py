@@ -68,9 +68,9 @@ def _plan(plan: Plan, config: ModelConfig) -> dict[str, object]:
 
 
 def _share_of_mlp(predictor: LowRankPredictor, config: ModelConfig) -> float:
-    """Return the predictor's bytes over those of the MLP's matrices in the same type."""
+    """Return the predictor's bytes over those of the MLP's matrices in bfloat16."""
     weights = (3 if config.is_gated else 2) * config.width * config.n_neurons
-    return predictor.n_bytes / (weights * predictor.down.weight.element_size())
+    return predictor.n_bytes / (2 * weights)  # bfloat16
 
 
 def _show_plan(plan: Plan, config: ModelConfig) -> None:

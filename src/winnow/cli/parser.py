@@ -180,9 +180,9 @@ def _engines(text: str) -> tuple[str, ...]:
     return names
 
 
-def _add_model_options(parser: Parser) -> None:
+def _add_model_options(parser: Parser, dtype: str = "bf16") -> None:
     parser.add_argument(
-        "--dtype", type=_dtype, default="bf16", help="fp32 or bf16 (default), in which the weights are held"
+        "--dtype", type=_dtype, default=dtype, help=f"fp32 or bf16, in which the weights are held ({dtype})"
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="default: the processors at hand")
     parser.add_argument("--offline", action="store_true", help="never reach for the network")
@@ -241,7 +241,7 @@ def _add_calibrate(parser: Parser) -> None:
     add("--out", type=Path, metavar="PLAN", help="default: winnow-plan.safetensors beside the weights")
     add("--target-kld", type=_real, default=0.001, metavar="NATS", help="loss allowed per token (0.001)")
     _add_limit(parser)
-    _add_model_options(parser)
+    _add_model_options(parser, "fp32")
 
 
 def _add_limit(parser: Parser) -> None:
@@ -256,14 +256,14 @@ def _add_fidelity(parser: Parser) -> None:
         "--plan", type=Path, metavar="PLAN", help="default: winnow-plan.safetensors beside the weights"
     )
     _add_limit(parser)
-    _add_model_options(parser)
+    _add_model_options(parser, "fp32")
     _add_json(parser)
 
 
 def _add_perplexity(parser: Parser) -> None:
     parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="a UTF-8 text")
     _add_limit(parser)
-    _add_model_options(parser)
+    _add_model_options(parser, "fp32")
     _add_json(parser)
 
 

@@ -4,7 +4,6 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TextIO
 
 
 def show_json(value: Mapping[str, object]) -> None:
@@ -21,16 +20,14 @@ def show_pairs(title: str, pairs: Sequence[tuple[str, str]]) -> None:
 
 
 def show_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO | None = None
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, on_stderr: bool = False
 ) -> None:
-    """Print a table on `stream`, standard output when left out; columns after the first are numbers."""
+    """Print a table on standard output, or on standard error; columns after the first are numbers."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    stream = sys.stdout if stream is None else stream
-    if stream is None:  # this process was started with its standard output closed
-        return
+    stream = sys.stderr if on_stderr else sys.stdout
     table = Table()
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place else "left")

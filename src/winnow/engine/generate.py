@@ -62,7 +62,7 @@ class Stats:
     ttft_s: float
     mlp_density: float
     head_density: float
-    bytes_per_token: float
+    bytes_per_token: float | int
     counts: DecodeCounts
 
 

@@ -24,7 +24,7 @@ from winnow.kernels.decode_attention import append_kv, attend, attend_reference
 from winnow.kernels.gathered_mlp import dense_mlp, dense_mlp_reference, gathered_mlp, gathered_mlp_reference
 from winnow.kernels.linear import linear, linear_reference
 from winnow.kernels.norm import layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
-from winnow.kernels.operands import Activation, KvBlock, Matrix, NeuronRecords, relu, silu
+from winnow.kernels.operands import Activation, KvBlock, Matrix, NeuronRecords, QuantisedMatrix, relu, silu
 from winnow.kernels.rotary import rotate, rotate_reference
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "KvBlock",
     "Matrix",
     "NeuronRecords",
+    "QuantisedMatrix",
     "active_set",
     "active_set_reference",
     "append_kv",

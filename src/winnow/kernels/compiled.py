@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int32
 
 from winnow.base.errors import UsageError
 from winnow.kernels import native
-from winnow.kernels.operands import Activation, KvBlock, Matrix, NeuronRecords
+from winnow.kernels.operands import Activation, AnyMatrix, KvBlock, NeuronRecords
 
 Array = Float32[np.ndarray, "..."]
 
@@ -30,7 +30,7 @@ class NativeCpu:
         self.threads = threads
         self.isa = isa
 
-    def linear(self, x: Array, matrix: Matrix, bias: Array | None, out: Array) -> None:
+    def linear(self, x: Array, matrix: AnyMatrix, bias: Array | None, out: Array) -> None:
         """Write ``weight @ x + bias``."""
         self._native.linear(x, matrix.handle, bias, out)
 
@@ -55,7 +55,7 @@ class NativeCpu:
         self._native.attend(q, kv.handle, start, length, scale, out)
 
     def active_set(
-        self, x: Array, p1: Matrix, p2: Matrix, bias: Array, cap: int, indices: Int32[np.ndarray, " F"]
+        self, x: Array, p1: AnyMatrix, p2: AnyMatrix, bias: Array, cap: int, indices: Int32[np.ndarray, " F"]
     ) -> int:
         """Write the neurons whose predicted pre-activation is above 0, ascending; return how many."""
         return self._native.active_set(x, p1.handle, p2.handle, bias, cap, indices)

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from winnow.kernels.operands import Activation, KvBlock, Matrix, NeuronRecords
+from winnow.kernels.operands import Activation, AnyMatrix, KvBlock, NeuronRecords
 
 
 @runtime_checkable
@@ -31,7 +31,7 @@ class Cpu(Protocol):
     def linear(
         self,
         x: Float32[np.ndarray, " D"],
-        matrix: Matrix,
+        matrix: AnyMatrix,
         bias: Float32[np.ndarray, " M"] | None,
         out: Float32[np.ndarray, " M"],
     ) -> None:
@@ -89,8 +89,8 @@ class Cpu(Protocol):
     def active_set(
         self,
         x: Float32[np.ndarray, " D"],
-        p1: Matrix,
-        p2: Matrix,
+        p1: AnyMatrix,
+        p2: AnyMatrix,
         bias: Float32[np.ndarray, " F"],
         cap: int,
         indices: Int32[np.ndarray, " F"],

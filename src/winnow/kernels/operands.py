@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Int8, UInt8
 from torch import Tensor
 
 from winnow.base.errors import UsageError
@@ -17,6 +17,8 @@ from winnow.kernels import native
 RECORD_ALIGNMENT_BYTES = 64
 HUGE_PAGE_BYTES = 2 << 20
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
+_INT8_CODE = 2
+_LARGEST_INT8 = 127
 
 
 @final
@@ -74,8 +76,13 @@ class Matrix:
         self.handle = None
         if native.module is not None:
             self.handle = native.module.Matrix(
-                weight.data_ptr(), *weight.shape, weight.stride(0), _DTYPE_CODES[weight.dtype]
+                weight.data_ptr(), *weight.shape, weight.stride(0), _DTYPE_CODES[weight.dtype], 0
             )
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that one product reads."""
+        return self.weight.numel() * self.weight.element_size()
 
     @classmethod
     def empty(cls, n_rows: int, width: int, dtype: torch.dtype) -> "Matrix":
@@ -83,6 +90,59 @@ class Matrix:
         _check_dtype("dtype", dtype)
         memory = aligned_bytes(n_rows * width * dtype.itemsize)
         return cls(memory.view(dtype).view(n_rows, width))
+
+
+@final
+class QuantisedMatrix:
+    """A matrix [M, D] held as int8, one float32 scale per row: ``weight = values * scales[:, None]``.
+
+    A row's entries are off by at most half its scale, which is its largest magnitude over 127. The input of a
+    product is not rounded. Raises UsageError for another rank, dtype or layout.
+    """
+
+    __slots__ = ("handle", "scales", "values")
+
+    def __init__(self, values: Int8[Tensor, "M D"], scales: Float32[Tensor, " M"]) -> None:
+        """Wrap `values` and `scales`, both contiguous, never copied."""
+        if values.dtype != torch.int8 or values.ndim != 2 or values.shape[1] == 0:
+            raise UsageError(
+                f"values are {values.dtype} {tuple(values.shape)}, expected int8 [M, D] with D > 0."
+            )
+        if scales.dtype != torch.float32 or scales.shape != values.shape[:1]:
+            raise UsageError(
+                f"scales are {scales.dtype} {tuple(scales.shape)}, expected float32 [{len(values)}]."
+            )
+        for name, tensor in (("values", values), ("scales", scales)):
+            _check_memory(name, tensor)
+            if not tensor.is_contiguous():
+                raise UsageError(f"{name} are not contiguous: pass {name}.contiguous().")
+        self.values = values
+        self.scales = scales
+        self.handle = None
+        if native.module is not None:
+            self.handle = native.module.Matrix(
+                values.data_ptr(), *values.shape, values.stride(0), _INT8_CODE, scales.data_ptr()
+            )
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "M D"]) -> "QuantisedMatrix":
+        """Return `weight` rounded to the nearest int8 of each row; a row of zeros stays one."""
+        scales = weight.abs().amax(-1).float() / _LARGEST_INT8
+        steps = weight / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+        return cls(steps.round().to(torch.int8).contiguous(), scales.contiguous())
+
+    @property
+    def weight(self) -> Float32[Tensor, "M D"]:
+        """The matrix that is meant, made anew at each call."""
+        return self.values.float() * self.scales[:, None]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that one product reads, scales included."""
+        return self.values.numel() + 4 * self.scales.numel()
+
+
+AnyMatrix = Matrix | QuantisedMatrix
 
 
 @final

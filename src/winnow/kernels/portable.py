@@ -15,7 +15,7 @@ from winnow.kernels.decode_attention.reference import attend_reference
 from winnow.kernels.gathered_mlp.reference import dense_mlp_reference, gathered_mlp_reference
 from winnow.kernels.linear.reference import linear_reference
 from winnow.kernels.norm.reference import layer_norm_reference, rms_norm_reference
-from winnow.kernels.operands import Activation, KvBlock, Matrix, NeuronRecords
+from winnow.kernels.operands import Activation, AnyMatrix, KvBlock, NeuronRecords
 from winnow.kernels.rotary.reference import rotate_reference
 
 Array = Float32[np.ndarray, "..."]
@@ -31,7 +31,7 @@ class ReferenceCpu:
         """Remember `threads`; the arithmetic runs on torch's threads."""
         self.threads = threads
 
-    def linear(self, x: Array, matrix: Matrix, bias: Array | None, out: Array) -> None:
+    def linear(self, x: Array, matrix: AnyMatrix, bias: Array | None, out: Array) -> None:
         """Write ``weight @ x + bias``."""
         shift = None if bias is None else torch.from_numpy(bias)
         _write(out, linear_reference(torch.from_numpy(x), matrix.weight, shift))
@@ -60,7 +60,7 @@ class ReferenceCpu:
         _write(out, attend_reference(torch.from_numpy(q), keys, values, scale))
 
     def active_set(
-        self, x: Array, p1: Matrix, p2: Matrix, bias: Array, cap: int, indices: Int32[np.ndarray, " F"]
+        self, x: Array, p1: AnyMatrix, p2: AnyMatrix, bias: Array, cap: int, indices: Int32[np.ndarray, " F"]
     ) -> int:
         """Write the neurons whose predicted pre-activation is above 0, ascending; return how many."""
         chosen = active_set_reference(torch.from_numpy(x), p1.weight, p2.weight, torch.from_numpy(bias), cap)

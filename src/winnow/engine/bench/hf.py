@@ -11,6 +11,7 @@ from typing import final
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from winnow.engine.bench.runners import Turn
 from winnow.engine.checkpoint import DictSource
@@ -32,6 +33,7 @@ def hf_from_source(source: DictSource, raw_config: dict, dtype: torch.dtype) -> 
 
 def hf_from_directory(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Return the checkpoint in `directory` as transformers loads it, offline."""
+    logging.disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True).eval()
 
 

@@ -23,7 +23,7 @@ class Row:
     tokens_per_second_max: float
     ms_per_token: float
     ttft_s: float
-    bytes_per_token: float
+    bytes_per_token: float | int
     gb_per_s: float
     bandwidth_share: float
     rss_bytes: int

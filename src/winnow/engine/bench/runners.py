@@ -24,7 +24,7 @@ class Turn:
     decode_s: float
     token_ids: tuple[int, ...]
     mlp_density: float
-    bytes_per_token: float
+    bytes_per_token: float | int
 
     @property
     def tokens_per_second(self) -> float:
@@ -51,7 +51,11 @@ class WinnowRunner:
     """Winnow's own engine; without predictors it is the dense one."""
 
     def __init__(
-        self, weights: Weights, predictors: Sequence[LowRankPredictor] | None, cpu: Cpu, vocab_size: int
+        self,
+        weights: Weights,
+        predictors: Sequence[LowRankPredictor | None] | None,
+        cpu: Cpu,
+        vocab_size: int,
     ) -> None:
         self.name = "winnow-dense" if predictors is None else "winnow-sparse"
         self.weights = weights

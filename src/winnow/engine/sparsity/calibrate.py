@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -22,13 +23,13 @@ from winnow.base.errors import ModelError, UsageError
 from winnow.base.progress import Progress
 from winnow.engine.model import dense_mlp
 from winnow.engine.sparsity.fidelity import Fidelity, SparseMlp, compare, divergence, window_logits
-from winnow.engine.sparsity.frontier import Choice, Frontier, frontier
+from winnow.engine.sparsity.frontier import Choice, Frontier, frontier, mlp_bytes
 from winnow.engine.sparsity.observe import observe
 from winnow.engine.sparsity.plan import Plan, Provenance
 from winnow.engine.weights import Weights
 from winnow.kernels import relu
 
-RANKS = 8  # ranks tried: width / 32, 2 * width / 32, ... width / 4
+RANKS = 16  # ranks tried: width / 32, 2 * width / 32, ... width / 2
 MARGIN = 0.9  # a plan is held to this share of the target, since other text will differ
 AIM = 0.95  # and aimed at this share of that, since settings come in steps
 PROBES = 6  # plans verified at most
@@ -44,7 +45,7 @@ class CalibrationOptions:
 
     target_kld: float = 0.001
     max_predictor_share: float = 1 / 12
-    sample_rows: int = 2048
+    sample_rows: int = 8192
     probe_windows: int = 4
     validation_share: float = 0.1
     quiet: bool = False
@@ -56,7 +57,7 @@ class CalibrationOptions:
 
 
 def calibrate(
-    weights: Weights, model_hash: str, texts: Sequence[Int64[Tensor, " T"]], options: CalibrationOptions
+    weights: Weights, model_hash: str, texts: Sequence[Int64[Tensor, " _"]], options: CalibrationOptions
 ) -> Plan:
     """Return the plan with the fewest bytes per token whose divergence on held-out windows meets the target.
 
@@ -76,7 +77,7 @@ def calibrate(
         raise UsageError(f"The text fills {len(texts)} windows; expected at least {every}. Give more --text.")
     progress = Progress("reading the text", len(training), quiet=options.quiet)
     seen = observe(weights, training, options.sample_rows, progress.update)
-    step = max(weights.config.width // (4 * RANKS), 1)
+    step = max(weights.config.width // 32, 1)
     ranks = [step * (i + 1) for i in range(RANKS)]
     progress = Progress("fitting predictors", len(seen), quiet=options.quiet)
     frontiers = []
@@ -88,7 +89,7 @@ def calibrate(
     return search.best(options, model_hash, _text_hash(texts))
 
 
-def _text_hash(texts: Sequence[Int64[Tensor, " T"]]) -> str:
+def _text_hash(texts: Sequence[Int64[Tensor, " _"]]) -> str:
     digest = hashlib.sha256()
     for ids in texts:
         digest.update(ids.numpy().tobytes())
@@ -96,7 +97,7 @@ def _text_hash(texts: Sequence[Int64[Tensor, " T"]]) -> str:
 
 
 def _weigh(
-    weights: Weights, frontiers: Sequence[Frontier], probes: Sequence[Int64[Tensor, " T"]], quiet: bool
+    weights: Weights, frontiers: Sequence[Frontier], probes: Sequence[Int64[Tensor, " _"]], quiet: bool
 ) -> list[float]:
     """Return, per layer, the divergence in nats that one unit of its local loss causes."""
     progress = Progress("weighing layers", len(frontiers), quiet=quiet)
@@ -106,7 +107,7 @@ def _weigh(
         for index, layer in enumerate(frontiers):
             choice = _typical(layer.choices)
             alone: list = [None] * len(frontiers)
-            alone[index] = layer.predictor(choice, weights.layers[index].mlp.dtype)
+            alone[index] = layer.predictor(choice)
             sparse = [window_logits(weights, ids, SparseMlp(alone)) for ids in probes]
             nats = torch.cat([divergence(d, s) for d, s in zip(dense, sparse, strict=True)]).mean().item()
             prices.append(nats / choice.loss if choice.loss > 0 else 0.0)
@@ -128,14 +129,22 @@ class _Search:
         weights: Weights,
         frontiers: Sequence[Frontier],
         prices: Sequence[float],
-        validation: Sequence[Int64[Tensor, " T"]],
+        validation: Sequence[Int64[Tensor, " _"]],
         max_predictor_share: float,
     ) -> None:
-        mlp_bytes = sum(layer.mlp.n_neurons * layer.mlp.record_bytes for layer in weights.layers)
-        self.max_predictor_bytes = max_predictor_share * mlp_bytes
+        total_bytes = sum(mlp_bytes(layer.mlp) for layer in weights.layers)
+        self.max_predictor_bytes = max_predictor_share * total_bytes
         self.weights = weights
         self.frontiers = frontiers
-        self.prices = prices
+        # Per layer and choice: bytes read, bytes of predictor, nats lost.
+        self.ladders = [
+            (
+                np.array([c.n_bytes for c in layer.choices], dtype=float),
+                np.array([c.predictor_bytes for c in layer.choices], dtype=float),
+                price * np.array([c.loss for c in layer.choices], dtype=float),
+            )
+            for layer, price in zip(frontiers, prices, strict=True)
+        ]
         self.validation = validation
 
     def best(self, options: CalibrationOptions, model_hash: str, text_hash: str) -> Plan:
@@ -155,7 +164,7 @@ class _Search:
             best, _ = self.verify(self.choose(0.0), options, model_hash, text_hash)
         return best
 
-    def choose(self, budget: float) -> list[Choice]:
+    def choose(self, budget: float | int) -> list[Choice]:
         """Return the settings of fewest bytes whose priced losses sum to at most `budget` nats.
 
         Predictors keep within their share of bytes: where they would not, their bytes count at a surcharge.
@@ -167,36 +176,26 @@ class _Search:
         # The dense choice has no predictor, so at a high surcharge something always fits.
         return min(fitting or candidates[-1:], key=lambda c: sum(choice.n_bytes for choice in c))
 
-    def _within(self, budget: float, surcharge: float) -> list[Choice]:
+    def _within(self, budget: float | int, surcharge: float | int) -> list[Choice]:
         """Bisect the multiplier, in bytes per nat: a higher one buys more fidelity."""
+        costs = [n_bytes + surcharge * predictor for n_bytes, predictor, _ in self.ladders]
+        losses = [nats for _, _, nats in self.ladders]
         low, high = 1e-3, 1e30
-        choices = self._cheapest(high, surcharge)
+        chosen = [int((cost + high * nats).argmin()) for cost, nats in zip(costs, losses, strict=True)]
         for _ in range(60):
             middle = (low * high) ** 0.5
-            tried = self._cheapest(middle, surcharge)
-            if sum(p * c.loss for p, c in zip(self.prices, tried, strict=True)) <= budget:
-                choices, high = tried, middle
+            tried = [int((cost + middle * nats).argmin()) for cost, nats in zip(costs, losses, strict=True)]
+            if sum(nats[i] for nats, i in zip(losses, tried, strict=True)) <= budget:
+                chosen, high = tried, middle
             else:
                 low = middle
-        return choices
-
-    def _cheapest(self, multiplier: float, surcharge: float) -> list[Choice]:
-        def cost(choice: Choice, price: float) -> float:
-            return choice.n_bytes + surcharge * choice.predictor_bytes + multiplier * price * choice.loss
-
-        return [
-            min(layer.choices, key=lambda c: cost(c, price))
-            for layer, price in zip(self.frontiers, self.prices, strict=True)
-        ]
+        return [f.choices[i] for f, i in zip(self.frontiers, chosen, strict=True)]
 
     def verify(
         self, choices: Sequence[Choice], options: CalibrationOptions, model_hash: str, text_hash: str
     ) -> tuple[Plan, Fidelity]:
         """Return the plan made of `choices` and its measured fidelity on the held-out windows."""
-        layers = tuple(
-            layer.predictor(choice, self.weights.layers[index].mlp.dtype)
-            for index, (layer, choice) in enumerate(zip(self.frontiers, choices, strict=True))
-        )
+        layers = tuple(f.predictor(choice) for f, choice in zip(self.frontiers, choices, strict=True))
         blank = Provenance(model_hash, text_hash, "same-layer", "svd", options.target_kld, 0.0, 1.0, 1.0, 0)
         measured = compare(self.weights, Plan(blank, layers), self.validation, lambda done: None)
         provenance = Provenance(

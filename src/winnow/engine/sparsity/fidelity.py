@@ -75,7 +75,7 @@ class SparseMlp:
         return tuple(LayerCounts(*row) for row in rows)
 
 
-def windows(ids: Sequence[int], begin: Sequence[int], size: int = WINDOW_TOKENS) -> list[Int64[Tensor, " T"]]:
+def windows(ids: Sequence[int], begin: Sequence[int], size: int = WINDOW_TOKENS) -> list[Int64[Tensor, " _"]]:
     """Cut `ids` into windows of at most `size` tokens, each begun by `begin` (the tokens that open a text).
 
     Raises UsageError when no window holds at least two tokens of text.
@@ -107,7 +107,7 @@ def _surprise(logits: Float[Tensor, "T V"], ids: Int64[Tensor, " T"]) -> Float[T
 
 
 def compare(
-    weights: Weights, plan: Plan, texts: Iterable[Int64[Tensor, " T"]], tick: Callable[[int], None]
+    weights: Weights, plan: Plan, texts: Iterable[Int64[Tensor, " _"]], tick: Callable[[int], None]
 ) -> Fidelity:
     """Run every window densely and sparsely and return how far the predictions part.
 
@@ -151,7 +151,7 @@ class Perplexity:
 
 
 def perplexity(
-    weights: Weights, texts: Iterable[Int64[Tensor, " T"]], n_bytes: int, tick: Callable[[int], None]
+    weights: Weights, texts: Iterable[Int64[Tensor, " _"]], n_bytes: int, tick: Callable[[int], None]
 ) -> Perplexity:
     """Score every token after the first of each window; `n_bytes` is the length of the whole text.
 

@@ -21,7 +21,9 @@ from winnow.engine.model import activations
 from winnow.engine.sparsity.observe import LayerInputs
 from winnow.engine.sparsity.predictor import Factors, LowRankPredictor, whitened_svd
 from winnow.engine.weights import Layer
+from winnow.kernels import NeuronRecords
 
+LEVEL_ROWS = 1024  # rows from which the levels are taken
 # Densities tried, as multiples of the share of neurons that truly fire.
 DENSITY_STEPS = tuple(0.3 * 1.1**i for i in range(27))
 
@@ -34,8 +36,8 @@ class Choice:
     thresholds: Float[Tensor, " F"]
     density: float
     predictor_bytes: int
-    n_bytes: float  # the predictor's and the selected records'
-    loss: float
+    n_bytes: float | int  # the predictor's and the selected records'
+    loss: float | int
 
 
 @dataclass(frozen=True)
@@ -45,40 +47,48 @@ class Frontier:
     factors: Factors
     choices: tuple[Choice, ...]
 
-    def predictor(self, choice: Choice, dtype: torch.dtype) -> LowRankPredictor | None:
+    def predictor(self, choice: Choice) -> LowRankPredictor | None:
         """Return the predictor of `choice`, or None where the choice is to run dense."""
-        return self.factors.predictor(choice.rank, choice.thresholds, dtype) if choice.rank else None
+        return self.factors.predictor(choice.rank, choice.thresholds) if choice.rank else None
 
 
-def frontier(layer: Layer, inputs: LayerInputs, ranks: Sequence[int], loss_rows: int = 512) -> Frontier:
+def frontier(layer: Layer, inputs: LayerInputs, ranks: Sequence[int]) -> Frontier:
     """Measure every rank in `ranks` at a ladder of levels on the layer's sample.
 
-    Costs one eigenproblem of size D and, per choice, one product of `loss_rows` activations with w_out.
+    Costs one eigenproblem of size D and, per choice, a pass over the sample's N x F activations. The loss
+    takes missed contributions as orthogonal; `calibrate` measures what a unit of it causes.
     """
     records = layer.mlp
-    x, out_weights = inputs.rows, records.w_out.float()
+    x, out_norms = inputs.rows, records.w_out.float().norm(dim=-1)
     active = activations(layer, x)
     before = x @ records.w_in.float().T + records.bias
+    energy = (active * out_norms).square()
     fired_share = (active != 0).double().mean().item()
     steps = sorted({min(step * fired_share, 1.0) for step in DENSITY_STEPS if fired_share > 0})
     factors = whitened_svd(records.w_in.float(), records.bias, inputs.moments)
-    full_bytes = records.n_neurons * records.record_bytes
+    full_bytes = mlp_bytes(records)
     open_thresholds = torch.zeros(records.n_neurons)
     choices = [Choice(0, open_thresholds, 1.0, 0, full_bytes, 0.0)]
     for rank in ranks:
-        predictor = factors.predictor(rank, open_thresholds, records.dtype)
+        predictor = factors.predictor(rank, open_thresholds)
         scores = predictor.scores(x)
         spread = (before - scores).square().mean(0).sqrt().clamp_min(1e-6)
-        scale = spread * out_weights.norm(dim=-1)
-        expected = _loss_root(scores / spread) * scale
+        scale = spread * out_norms
+        expected = _loss_root(scores[:LEVEL_ROWS] / spread) * scale
         for level in _upper_quantiles(expected, steps):
             thresholds = spread * _inverse_loss_root(level / scale)
             selected = scores > thresholds
             density = selected.double().mean().item()
-            loss = ((active * ~selected)[:loss_rows] @ out_weights).square().sum(-1).mean().item()
+            loss = energy.masked_fill(selected, 0).sum(-1).mean().item()
             n_bytes = predictor.n_bytes + density * full_bytes
             choices.append(Choice(rank, thresholds, density, predictor.n_bytes, n_bytes, loss))
     return Frontier(factors, tuple(choices))
+
+
+def mlp_bytes(records: NeuronRecords) -> int:
+    """Return the bytes of an MLP's weights in bfloat16, whatever precision it is measured in."""
+    halves = 3 if records.is_gated else 2
+    return halves * records.n_neurons * records.width * torch.bfloat16.itemsize
 
 
 def _loss_root(u: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class LayerInputs:
 
 
 def observe(
-    weights: Weights, texts: Sequence[Int64[Tensor, " T"]], sample_rows: int, tick: Callable[[int], None]
+    weights: Weights, texts: Sequence[Int64[Tensor, " _"]], sample_rows: int, tick: Callable[[int], None]
 ) -> list[LayerInputs]:
     """Run `texts` densely and return what was kept of every layer's MLP inputs."""
     kept = [LayerInputs(weights.config.width, sample_rows) for _ in weights.layers]

@@ -1,8 +1,8 @@
 """Plan: the predictors of one model, with what was measured of them, in one file.   (floor 5 · engine)
 
-A plan is a safetensors file. For each layer that it winnows it holds ``layers.L.down``, ``.up`` and
-``.bias``; a layer without them runs dense. Its metadata says which model it belongs to, on which text it
-was calibrated, what fidelity was asked and what was measured.
+A plan is a safetensors file. For each layer that it winnows it holds ``layers.L.down``, ``.up``, ``.bias``:
+int8 matrices with their ``_scales`` beside them; a layer without them runs dense. Its metadata says which model
+it belongs to, on which text it was calibrated, what fidelity was asked and what was measured.
 """
 
 import json
@@ -14,13 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from winnow.base.errors import ModelError
+from winnow.base.errors import ModelError, UsageError
 from winnow.base.files import replacing
 from winnow.engine.config import ModelConfig
 from winnow.engine.sparsity.predictor import LowRankPredictor
-from winnow.kernels import Matrix
+from winnow.kernels import Matrix, QuantisedMatrix
 
 FORMAT = "winnow-plan/1"
+KEY = "winnow"
 FILE_NAME = "winnow-plan.safetensors"
 
 
@@ -57,10 +58,11 @@ class Plan:
         tensors: dict[str, Tensor] = {}
         for index, predictor in enumerate(self.layers):
             if predictor is not None:
-                tensors[f"layers.{index}.down"] = predictor.down.weight
-                tensors[f"layers.{index}.up"] = predictor.up.weight
+                tensors |= _stored(f"layers.{index}.down", predictor.down)
+                tensors |= _stored(f"layers.{index}.up", predictor.up)
                 tensors[f"layers.{index}.bias"] = predictor.bias
-        metadata = {"format": FORMAT, "provenance": json.dumps(asdict(self.provenance))}
+        # One key: safetensors writes several in any order, and equal plans should be equal files.
+        metadata = {KEY: json.dumps({"format": FORMAT, **asdict(self.provenance)})}
         with replacing(path) as draft:
             save_file(tensors, draft, metadata=metadata)
 
@@ -94,11 +96,11 @@ def open_plan(path: Path, config: ModelConfig, model_hash: str) -> Plan:
 
 
 def _provenance(path: Path, metadata: dict[str, str]) -> Provenance:
-    found = metadata.get("format", "no format")
-    if found != FORMAT:
-        raise ModelError(f"{path} has {found}, this Winnow reads {FORMAT}; calibrate the model again.")
     try:
-        values = json.loads(metadata["provenance"])
+        values = json.loads(metadata[KEY])
+        found = values["format"]
+        if found != FORMAT:
+            raise ModelError(f"{path} has format {found}, this Winnow reads {FORMAT}; calibrate again.")
         return Provenance(**{f.name: f.type(values[f.name]) for f in fields(Provenance)})  # pyright: ignore
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} has a broken header ({error!r}); calibrate the model again.") from None
@@ -107,14 +109,28 @@ def _provenance(path: Path, metadata: dict[str, str]) -> Provenance:
 def _predictor(
     path: Path, tensors: dict[str, Tensor], index: int, config: ModelConfig
 ) -> LowRankPredictor | None:
-    parts = [tensors.get(f"layers.{index}.{name}") for name in ("down", "up", "bias")]
-    if all(part is None for part in parts):
+    stem = f"layers.{index}."
+    if not any(name.startswith(stem) for name in tensors):
         return None
-    down, up, bias = parts
+    down, up, bias = (tensors.get(stem + name) for name in ("down", "up", "bias"))
     if down is None or up is None or bias is None:
         raise ModelError(f"{path} holds only part of layer {index}; calibrate the model again.")
     wanted = ((down.shape[0], config.width), (config.n_neurons, down.shape[0]), (config.n_neurons,))
     received = (tuple(down.shape), tuple(up.shape), tuple(bias.shape))
     if received != wanted:
         raise ModelError(f"{path} has shapes {received} in layer {index}, the model needs {wanted}.")
-    return LowRankPredictor(Matrix(down), Matrix(up), bias)
+    try:
+        scales = [tensors.get(f"{stem}{name}_scales") for name in ("down", "up")]
+        return LowRankPredictor(_matrix(down, scales[0]), _matrix(up, scales[1]), bias)
+    except UsageError as error:
+        raise ModelError(f"{path} has a broken layer {index}: {error} Calibrate the model again.") from None
+
+
+def _stored(name: str, matrix: Matrix | QuantisedMatrix) -> dict[str, Tensor]:
+    if isinstance(matrix, QuantisedMatrix):
+        return {name: matrix.values, f"{name}_scales": matrix.scales}
+    return {name: matrix.weight}
+
+
+def _matrix(values: Tensor, scales: Tensor | None) -> Matrix | QuantisedMatrix:
+    return Matrix(values) if scales is None else QuantisedMatrix(values, scales)

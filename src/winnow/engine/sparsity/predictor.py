@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from winnow.kernels import Matrix
+from winnow.kernels import Matrix, QuantisedMatrix
 
 
 @final
@@ -25,20 +25,19 @@ class LowRankPredictor:
     Reads ``R * (D + F)`` weights and F biases per token, against ``2 * D * F`` of the whole MLP.
     """
 
-    down: Matrix  # [R, D]
-    up: Matrix  # [F, R]
+    down: Matrix | QuantisedMatrix  # [R, D]
+    up: Matrix | QuantisedMatrix  # [F, R]
     bias: Float[Tensor, " F"]  # the layer's own bias, the mean's share, minus each neuron's threshold
 
     @property
     def rank(self) -> int:
         """R, the width of the bottleneck."""
-        return self.down.weight.shape[0]
+        return len(self.down.weight)
 
     @property
     def n_bytes(self) -> int:
         """Bytes read per token."""
-        tensors = (self.down.weight, self.up.weight, self.bias)
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return self.down.n_bytes + self.up.n_bytes + 4 * len(self.bias)
 
     def scores(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T F"]:
         """Return the scores as the kernel computes them, up to the order of summation."""
@@ -65,14 +64,16 @@ class Factors:
     mean: Float[Tensor, " D"]
     bias: Float[Tensor, " F"]
 
-    def predictor(self, rank: int, thresholds: Float[Tensor, " F"], dtype: torch.dtype) -> LowRankPredictor:
-        """Return the best predictor of `rank`, firing where it expects pre-activations above `thresholds`."""
-        down = self.down[:rank].to(dtype).contiguous()
-        up = self.up[:, :rank].to(dtype).contiguous()
+    def predictor(self, rank: int, thresholds: Float[Tensor, " F"]) -> LowRankPredictor:
+        """Return the best predictor of `rank`, firing where it expects pre-activations above `thresholds`.
+
+        Held in int8: its rounding is far below what the low rank loses, and it halves the bytes.
+        """
+        down, up = QuantisedMatrix.of(self.down[:rank]), QuantisedMatrix.of(self.up[:, :rank])
         # The mean input passes exactly, whatever the rank: only deviations from it are approximated.
-        kept = up.double() @ (down.double() @ self.mean)
+        kept = up.weight.double() @ (down.weight.double() @ self.mean)
         bias = self.bias + self.weight_mean - kept - thresholds
-        return LowRankPredictor(Matrix(down), Matrix(up), bias.float().contiguous())
+        return LowRankPredictor(down, up, bias.float().contiguous())
 
 
 def whitened_svd(w_in: Float[Tensor, "F D"], bias: Float[Tensor, " F"], moments: InputMoments) -> Factors:

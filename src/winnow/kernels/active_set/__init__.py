@@ -18,13 +18,19 @@ from winnow.base.errors import UsageError
 from winnow.kernels.active_set.reference import active_set_reference
 from winnow.kernels.checks import float32_array
 from winnow.kernels.cpu import Cpu
-from winnow.kernels.operands import Matrix
+from winnow.kernels.operands import AnyMatrix
 
 __all__ = ["active_set", "active_set_reference"]
 
 
 def active_set(
-    x: Float32[Tensor, " D"], p1: Matrix, p2: Matrix, bias: Float32[Tensor, " F"], *, cap: int = 0, cpu: Cpu
+    x: Float32[Tensor, " D"],
+    p1: AnyMatrix,
+    p2: AnyMatrix,
+    bias: Float32[Tensor, " F"],
+    *,
+    cap: int = 0,
+    cpu: Cpu,
 ) -> Int32[Tensor, " A"]:
     """Return the neurons whose predicted pre-activation is above 0, ascending.
 

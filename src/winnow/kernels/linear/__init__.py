@@ -3,7 +3,8 @@
     y = W @ x + b
 
 At batch 1 the product is bound by the M * D * itemsize bytes of W, each read once. With bfloat16 weights `x`
-is rounded to bfloat16 once and sums are kept in float32: that is the definition, not an approximation.
+is rounded to bfloat16 once and sums are kept in float32: that is the definition, not an approximation. With
+int8 weights `x` is not rounded, and each sum is multiplied by its row's scale.
 
     reference.py   the definition
     product.hpp    a range of rows times a vector, for other kernels too
@@ -17,13 +18,13 @@ from torch import Tensor
 from winnow.kernels.checks import float32_array
 from winnow.kernels.cpu import Cpu
 from winnow.kernels.linear.reference import linear_reference
-from winnow.kernels.operands import Matrix
+from winnow.kernels.operands import AnyMatrix
 
 __all__ = ["linear", "linear_reference"]
 
 
 def linear(
-    x: Float32[Tensor, " D"], matrix: Matrix, bias: Float32[Tensor, " M"] | None = None, *, cpu: Cpu
+    x: Float32[Tensor, " D"], matrix: AnyMatrix, bias: Float32[Tensor, " M"] | None = None, *, cpu: Cpu
 ) -> Float32[Tensor, " M"]:
     """Return ``matrix.weight @ x + bias``.
 

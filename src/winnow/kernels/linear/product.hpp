@@ -39,6 +39,9 @@ inline void product_any(const Matrix& matrix, std::int64_t begin, std::int64_t e
                         float* out) {
   if (matrix.dtype == Dtype::bfloat16) {
     product<bf16>(matrix, begin, end, ahead, static_cast<const Rounded<bf16>*>(x), out);
+  } else if (matrix.dtype == Dtype::int8) {
+    product<int8>(matrix, begin, end, ahead, static_cast<const float*>(x), out);
+    for (std::int64_t i = begin; i < end; ++i) out[i - begin] *= matrix.scales[i];
   } else {
     product<float>(matrix, begin, end, ahead, static_cast<const float*>(x), out);
   }
@@ -49,6 +52,8 @@ inline const void* rounded_any(Dtype dtype, const float* x, std::int64_t n, void
   return rounded<float>(x, n, memory);
 }
 
-inline std::int64_t item_bytes(Dtype dtype) { return dtype == Dtype::bfloat16 ? 2 : 4; }
+inline std::int64_t item_bytes(Dtype dtype) {
+  return dtype == Dtype::int8 ? 1 : dtype == Dtype::bfloat16 ? 2 : 4;
+}
 
 }  // namespace winnow::WINNOW_LEVEL

@@ -184,8 +184,10 @@ NB_MODULE(_native, m) {
 
   nb::class_<Matrix>(m, "Matrix")
       .def("__init__", [](Matrix* self, std::uintptr_t data, std::int64_t rows, std::int64_t columns,
-                          std::int64_t row_stride, int dtype) {
-        new (self) Matrix{reinterpret_cast<const char*>(data), rows, columns, row_stride, static_cast<Dtype>(dtype)};
+                          std::int64_t row_stride, int dtype, std::uintptr_t scales) {
+        new (self) Matrix{reinterpret_cast<const char*>(data), rows,
+                          columns,                             row_stride,
+                          static_cast<Dtype>(dtype),           reinterpret_cast<const float*>(scales)};
       });
   nb::class_<NeuronRecords>(m, "NeuronRecords")
       .def("__init__", [](NeuronRecords* self, std::uintptr_t data, std::int64_t neurons, std::int64_t width,

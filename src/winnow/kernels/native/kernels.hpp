@@ -7,7 +7,7 @@
 
 namespace winnow {
 
-enum class Dtype : int { float32 = 0, bfloat16 = 1 };
+enum class Dtype : int { float32 = 0, bfloat16 = 1, int8 = 2 };
 enum class Activation : int { relu = 0, silu = 1 };
 
 // Views of memory that Python owns; operands.py has checked them.
@@ -15,6 +15,7 @@ struct Matrix {
   const char* data;
   std::int64_t rows, columns, row_stride;  // stride in elements
   Dtype dtype;
+  const float* scales;  // one per row of int8, null otherwise
 };
 
 struct NeuronRecords {

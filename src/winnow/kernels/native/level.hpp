@@ -17,6 +17,9 @@ namespace winnow {
 struct bf16 {
   std::uint16_t bits;
 };
+struct int8 {
+  std::int8_t value;  // times the scale of its row
+};
 }  // namespace winnow
 
 #if defined(WINNOW_AVX512)

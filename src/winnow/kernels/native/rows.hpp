@@ -34,6 +34,7 @@ inline float widened(bf16 a) {
 }
 
 inline float rounded_as(float a, const float*, const float*) { return a; }
+inline float rounded_as(float a, const int8*, const float*) { return a; }
 inline float rounded_as(float a, const bf16*, const float*) { return widened(round_bf16(a)); }
 inline bf16 rounded_as(float a, const bf16*, const bf16*) { return round_bf16(a); }
 

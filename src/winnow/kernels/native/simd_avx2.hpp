@@ -20,9 +20,13 @@ inline __m256i first(std::int64_t n) {  // n < 8
 
 inline Floats load(const float* p) { return {_mm256_loadu_ps(p)}; }
 inline Floats load(const bf16* p) { return {widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
+inline Floats load(const int8* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
+}
 inline Floats load_some(const float* p, std::int64_t n) { return {_mm256_maskload_ps(p, first(n))}; }
-inline Floats load_some(const bf16* p, std::int64_t n) {
-  bf16 padded[8] = {};
+template <class W>
+inline Floats load_some(const W* p, std::int64_t n) {
+  W padded[8] = {};
   for (std::int64_t i = 0; i < n; ++i) padded[i] = p[i];
   return load(padded);
 }

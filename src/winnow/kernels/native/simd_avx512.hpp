@@ -19,6 +19,9 @@ inline __m512 widen(__m256i a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_m
 
 inline Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline Floats load(const bf16* p) { return {widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+inline __m512 widen8(__m128i a) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(a)); }
+inline Floats load(const int8* p) { return {widen8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
+inline Floats load_some(const int8* p, std::int64_t n) { return {widen8(_mm_maskz_loadu_epi8(first(n), p))}; }
 inline Floats load_some(const float* p, std::int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
 inline Floats load_some(const bf16* p, std::int64_t n) { return {widen(_mm256_maskz_loadu_epi16(first(n), p))}; }
 inline void store(float* p, Floats a) { _mm512_storeu_ps(p, a.v); }
@@ -56,12 +59,16 @@ template <>
 inline constexpr int kStep<bf16, bf16> = 32;
 
 inline Floats step(Floats acc, const float* w, const float* x) { return fma(load(w), load(x), acc); }
+inline Floats step(Floats acc, const int8* w, const float* x) { return fma(load(w), load(x), acc); }
 inline Floats step(Floats acc, const bf16* w, const float* x) { return fma(load(w), load(x), acc); }
 inline Floats step(Floats acc, const bf16* w, const bf16* x) {
   return {_mm512_dpbf16_ps(acc.v, (__m512bh)_mm512_loadu_si512(w), (__m512bh)_mm512_loadu_si512(x))};
 }
 
 inline Floats step_some(Floats acc, const float* w, const float* x, std::int64_t n) {
+  return fma(load_some(w, n), load_some(x, n), acc);
+}
+inline Floats step_some(Floats acc, const int8* w, const float* x, std::int64_t n) {
   return fma(load_some(w, n), load_some(x, n), acc);
 }
 inline Floats step_some(Floats acc, const bf16* w, const float* x, std::int64_t n) {
@@ -77,6 +84,10 @@ template <class W>
 struct RoundedTo;
 template <>
 struct RoundedTo<float> {
+  using type = float;
+};
+template <>
+struct RoundedTo<int8> {
   using type = float;
 };
 template <>

@@ -27,6 +27,10 @@ inline Floats load(const bf16* p) {
                    static_cast<std::uint32_t>(p[2].bits) << 16, static_cast<std::uint32_t>(p[3].bits) << 16};
   return {reinterpret_cast<Vector>(w)};
 }
+inline Floats load(const int8* p) {
+  return {Vector{static_cast<float>(p[0].value), static_cast<float>(p[1].value), static_cast<float>(p[2].value),
+                 static_cast<float>(p[3].value)}};
+}
 template <class W>
 inline Floats load_some(const W* p, std::int64_t n) {  // n < 4
   W padded[4] = {};

@@ -1,0 +1,164 @@
+"""Figures in prose: rendered from benchmarks/results/*.json into the markers of the documents.
+
+    <!-- from benchmarks/results/x.json: fidelity.kld_mean as .1e -->...
+    <!-- from benchmarks/results/x.json: rows[engine=hf].ms_per_token / rows[0].ms_per_token as .1f -->...
+    <!-- from benchmarks/results/x.json: rows as table engine, dtype, tokens_per_second -->...
+
+Every marker ends with ``<!-- end -->``. A key is a path of names, `[index]`
+and `[field=value]`; two keys with a slash between them are a ratio.
+`scripts/tables` rewrites the documents, `scripts/tables --check` only says whether they are current.
+"""
+
+import argparse
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+MARKER = re.compile(r"<!-- from (\S+): (.+?)(?: as (.+?))? -->(.*?)<!-- end -->", re.DOTALL)
+STEP = re.compile(r"\.?([\w-]+)|\[(\d+)\]|\[([\w-]+)=([^\]]+)\]")
+
+
+class TableError(ValueError):
+    """A marker asks for something that its result file does not hold."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one field of a result row is shown: its heading, its format, and the unit it is divided by."""
+
+    heading: str
+    form: str = ""
+    unit: float = 1
+
+
+COLUMNS = {
+    "engine": Column("engine"),
+    "shape": Column("shape"),
+    "dtype": Column("weights"),
+    "mlp_density": Column("MLP density", ".2f"),
+    "head_density": Column("head density", ".2f"),
+    "prompt_tokens": Column("prompt", "d"),
+    "tokens_per_second": Column("tokens/s", ".1f"),
+    "ms_per_token": Column("ms/token", ".1f"),
+    "ttft_s": Column("first token, s", ".2f"),
+    "bytes_per_token": Column("MB/token", ".1f", 1e6),
+    "gb_per_s": Column("GB/s", ".1f"),
+    "bandwidth_share": Column("share of read bandwidth", ".0%"),
+    "rss_bytes": Column("memory, MB", ".0f", 1e6),
+    "density": Column("density", ".2f"),
+    "kld_mean": Column("mean KLD, nats", ".1e"),
+    "kld_p999": Column("KLD 99.9 %, nats", ".1e"),
+    "same_top": Column("same top token", ".2%"),
+    "ppl": Column("perplexity", ".2f"),
+    "ppl_dense": Column("perplexity, dense", ".3f"),
+    "ppl_sparse": Column("perplexity, sparse", ".3f"),
+}
+
+
+def render(text: str, root: Path = ROOT) -> str:
+    """Return `text` with every marker filled from the result file that it names; idempotent."""
+
+    def fill(match: re.Match[str]) -> str:
+        path, key, form, _ = match.groups()
+        opening = match[0][: match[0].index("-->") + 3]
+        return f"{opening}{_show(_read(root / path), key, form or '')}<!-- end -->"
+
+    filled = MARKER.sub(fill, text)
+    if filled.count("<!-- from ") != len(MARKER.findall(filled)):
+        raise TableError("a `<!-- from file: key -->` marker is malformed or has no `<!-- end -->`")
+    return filled
+
+
+def _read(path: Path) -> Any:
+    if not path.exists():
+        raise TableError(
+            f"{path.name} does not exist in {path.parent.name}/; run the benchmark that writes it"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _show(result: Any, key: str, form: str) -> str:
+    if form.startswith("table "):
+        return f"\n{table(lookup(result, key), [f.strip() for f in form[6:].split(',')])}\n"
+    above, slash, below = key.partition(" / ")
+    value = lookup(result, above)
+    return format(value / lookup(result, below) if slash else value, form)
+
+
+def lookup(result: Any, key: str) -> Any:
+    """Follow `key` into `result`; a `[field=value]` step must find exactly one row."""
+    position, value = 0, result
+    while position < len(key):
+        step = STEP.match(key, position)
+        if step is None:
+            raise TableError(f"`{key}` is no path of names, [index] and [field=value]")
+        name, index, field, wanted = step.groups()
+        try:
+            value = _one(value, field, wanted) if field else value[int(index) if index else name]
+        except (KeyError, IndexError, TypeError):
+            raise TableError(f"`{key}` leads nowhere at `{step[0]}`") from None
+        position = step.end()
+    return value
+
+
+def _one(rows: list[dict[str, Any]], field: str, wanted: str) -> dict[str, Any]:
+    found = [row for row in rows if str(row[field]) == wanted]
+    if len(found) != 1:
+        raise TableError(f"{len(found)} rows have {field}={wanted}; a key needs exactly one")
+    return found[0]
+
+
+def table(rows: list[dict[str, Any]], fields: list[str]) -> str:
+    """Return a Markdown table of `fields`, a line per row; numbers stand to the right, gaps are dashes."""
+    columns = [COLUMNS.get(field, Column(field.replace("_", " "))) for field in fields]
+    is_number = [any(isinstance(row.get(field), int | float) for row in rows) for field in fields]
+    head = [column.heading for column in columns]
+    rule = ["---:" if number else "---" for number in is_number]
+    body = [[_cell(row.get(f), c) for f, c in zip(fields, columns, strict=True)] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *body])
+
+
+def _cell(value: Any, column: Column) -> str:
+    if value is None:
+        return "-"
+    return format(value / column.unit if column.unit != 1 else value, column.form)
+
+
+def documents(root: Path = ROOT) -> list[Path]:
+    """Return README.md, docs/*.md and pico's model card, those that exist."""
+    paths = [
+        root / "README.md",
+        *sorted((root / "docs").glob("*.md")),
+        root / "src/winnow/zoo/pico/README.md",
+    ]
+    return [path for path in paths if path.exists()]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Rewrite the documents whose figures changed; with --check only name them and return 1."""
+    parser = argparse.ArgumentParser(prog="scripts/tables", description=main.__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 if something would change"
+    )
+    options = parser.parse_args(arguments)
+    stale = [path for path in documents() if path.read_text(encoding="utf-8") != _rendered(path)]
+    for path in stale:
+        print(f"{path.relative_to(ROOT)}: {'not current' if options.check else 'rewritten'}")
+        if not options.check:
+            path.write_text(_rendered(path), encoding="utf-8")
+    return int(options.check and bool(stale))
+
+
+def _rendered(path: Path) -> str:
+    try:
+        return render(path.read_text(encoding="utf-8"))
+    except TableError as error:
+        raise SystemExit(f"{path.name}: {error}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
