@@ -81,7 +81,7 @@ def test_fidelity_for_people_shows_the_same_figures(winnow, planned, held_out):
 
 def test_fidelity_is_that_of_the_library(winnow, planned, held_out):
     found = json.loads(winnow("fidelity", planned, "--text", held_out, "--json", "--limit", 100).out)
-    engine = load(planned, threads=1)
+    engine = load(planned, threads=1, dtype="fp32")
     ids = engine.tokenizer.encode(held_out.read_text())[:101]
     assert engine.plan is not None
     measured = compare(engine.weights, engine.plan, [torch.tensor(ids)], lambda done: None)

@@ -64,7 +64,9 @@ def _plan(plan: Plan, config: ModelConfig) -> dict[str, object]:
         {"rank": each.rank, "bytes": each.n_bytes, "share": _share_of_mlp(each, config)} if each else None
         for each in plan.layers
     ]
-    return {**asdict(plan.provenance), "bytes": plan.n_bytes, "layers": layers}
+    weights = (3 if config.is_gated else 2) * config.width * config.n_neurons * config.n_layers
+    share_of_mlp = plan.n_bytes / (2 * weights)  # bfloat16
+    return {**asdict(plan.provenance), "bytes": plan.n_bytes, "share_of_mlp": share_of_mlp, "layers": layers}
 
 
 def _share_of_mlp(predictor: LowRankPredictor, config: ModelConfig) -> float:

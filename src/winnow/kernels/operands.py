@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float, Float32, Int8, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from winnow.base.errors import UsageError
@@ -102,8 +102,8 @@ class QuantisedMatrix:
 
     __slots__ = ("handle", "scales", "values")
 
-    def __init__(self, values: Int8[Tensor, "M D"], scales: Float32[Tensor, " M"]) -> None:
-        """Wrap `values` and `scales`, both contiguous, never copied."""
+    def __init__(self, values: Tensor, scales: Tensor) -> None:
+        """Wrap `values` int8 [M, D] and `scales` float32 [M], both contiguous, never copied."""
         if values.dtype != torch.int8 or values.ndim != 2 or values.shape[1] == 0:
             raise UsageError(
                 f"values are {values.dtype} {tuple(values.shape)}, expected int8 [M, D] with D > 0."

@@ -48,9 +48,9 @@ class HfRunner:
         self.threads = threads
         self.vocab_size = vocab_size
         # A decode step reads every weight; of an embedding that is not the head too, one row only.
-        read = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
-        table = model.get_input_embeddings().weight
-        if table.data_ptr() != model.get_output_embeddings().weight.data_ptr():
+        read = {p.data_ptr(): p.nbytes for p in model.parameters()}
+        table = next(model.get_input_embeddings().parameters())
+        if not model.config.tie_word_embeddings:
             read.pop(table.data_ptr())
         self.weight_bytes = sum(read.values())
 

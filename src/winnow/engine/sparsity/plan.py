@@ -1,8 +1,8 @@
 """Plan: the predictors of one model, with what was measured of them, in one file.   (floor 5 · engine)
 
 A plan is a safetensors file. For each layer that it winnows it holds ``layers.L.down``, ``.up``, ``.bias``:
-int8 matrices with their ``_scales`` beside them; a layer without them runs dense. Its metadata says which model
-it belongs to, on which text it was calibrated, what fidelity was asked and what was measured.
+int8 matrices with their ``_scales`` beside them; a layer without them runs dense. Its metadata says which
+model it belongs to, on which text it was calibrated, what fidelity was asked and what was measured.
 """
 
 import json
