@@ -5,6 +5,8 @@ from torch import Tensor
 
 from winnow.kernels import NeuronRecords
 
+SPLIT = 1e-5  # above 2^-17, the relative error of a float32 handed over as the sum of two bfloat16
+
 
 def normal(
     rng: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0
@@ -31,10 +33,24 @@ def some_neurons(rng: torch.Generator, n_neurons: int, share: float = 0.5) -> Te
     return torch.nonzero(torch.rand(n_neurons, generator=rng) < share).squeeze(1).to(torch.int32)
 
 
-def assert_close(result: Tensor, expected: Tensor, relative: float = 3e-6) -> None:
-    """Float32 against a definition in float64: the largest error, as a share of the largest value."""
+def magnitude(x: Tensor, records: NeuronRecords, indices: Tensor) -> float:
+    """The largest sum of absolute terms in an MLP's output: what rounding errors are measured against.
+
+    Where a neuron's terms cancel, no arithmetic of float32 is exact relative to what is left.
+    """
+    kept, size = indices.long(), x.double().abs()
+    values = records.w_in[kept].double().abs() @ size + records.bias[kept].double().abs()
+    if records.is_gated:
+        values = values * (records.w_up[kept].double().abs() @ size + records.bias_up[kept].double().abs())
+    return (values @ records.w_out[kept].double().abs()).max().item()
+
+
+def assert_close(
+    result: Tensor, expected: Tensor, relative: float = 3e-6, scale: float | None = None
+) -> None:
+    """Float32 against float64: the largest error as a share of `scale`, by default the largest value."""
     assert result.shape == expected.shape
     assert expected.dtype == torch.float64
     if expected.numel():
-        scale = expected.abs().max().item()
+        scale = expected.abs().max().item() if scale is None else scale
         assert (result.double() - expected).abs().max().item() <= relative * max(scale, 1e-3)

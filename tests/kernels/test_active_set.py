@@ -34,8 +34,7 @@ def test_agrees_with_its_definition(
     chosen = active_set(x, p1, p2, bias, cpu=cpu)
     hidden = linear_reference(x.double(), p1.weight, None)
     scores = linear_reference(hidden, p2.weight, bias)
-    # The hidden vector is rounded to the dtype of p2: near a tie it may round the other way.
-    margin = 1e-5 if dtype == torch.float32 else 1e-2
+    margin = 1e-5 if dtype == torch.float32 else 1e-4
     listed = torch.zeros(neurons, dtype=torch.bool)
     listed[chosen.long()] = True
     assert chosen.tolist() == sorted(set(chosen.tolist()))

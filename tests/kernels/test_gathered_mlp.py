@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.kernels.cases import assert_close, normal, random_records, some_neurons
+from tests.kernels.cases import SPLIT, assert_close, magnitude, normal, random_records, some_neurons
 from tests.kernels.conftest import opened
 from winnow.base.errors import UsageError
 from winnow.kernels import (
@@ -30,8 +30,7 @@ def kind(request: pytest.FixtureRequest) -> tuple[Activation, bool]:
 
 def firing(x: torch.Tensor, records: NeuronRecords) -> torch.Tensor:
     """The neurons whose pre-activation is above 0, with a margin that takes in near misses."""
-    rounded = x.to(records.dtype).double()
-    scores = records.w_in.double() @ rounded + records.bias.double()
+    scores = records.w_in.double() @ x.double() + records.bias.double()
     return torch.nonzero(scores > -1e-3).squeeze(1).to(torch.int32)
 
 
@@ -48,9 +47,11 @@ def test_agrees_with_its_definition(
     x, records = normal(rng, width), random_records(rng, neurons, width, dtype, gated)
     indices = some_neurons(rng, neurons)
     y = gathered_mlp(x, records, indices, activation=activation, cpu=cpu)
-    assert_close(y, gathered_mlp_reference(x.double(), records, indices, activation), relative=1e-5)
+    expected = gathered_mlp_reference(x.double(), records, indices, activation)
+    assert_close(y, expected, relative=SPLIT, scale=magnitude(x, records, indices))
     y = dense_mlp(x, records, activation=activation, cpu=cpu)
-    assert_close(y, dense_mlp_reference(x.double(), records, activation), relative=1e-5)
+    expected = dense_mlp_reference(x.double(), records, activation)
+    assert_close(y, expected, relative=SPLIT, scale=magnitude(x, records, torch.arange(neurons)))
 
 
 @pytest.mark.parametrize("kept", [[], [0], [199], [7, 7, 3, 199, 0, 7]], ids=str)
@@ -62,7 +63,8 @@ def test_any_list_is_summed(
     indices = torch.tensor(kept, dtype=torch.int32)
     # one neuron: its pre-activation may nearly cancel, and there is no larger one to measure against
     y = gathered_mlp(x, records, indices, activation=activation, cpu=cpu)
-    assert_close(y, gathered_mlp_reference(x.double(), records, indices, activation), relative=1e-4)
+    expected = gathered_mlp_reference(x.double(), records, indices, activation)
+    assert_close(y, expected, relative=SPLIT, scale=magnitude(x, records, indices))
 
 
 @pytest.mark.compiled

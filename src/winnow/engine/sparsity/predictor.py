@@ -41,9 +41,7 @@ class LowRankPredictor:
 
     def scores(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T F"]:
         """Return the scores as the kernel computes them, up to the order of summation."""
-        down, up = self.down.weight, self.up.weight
-        hidden = x.to(down.dtype).float() @ down.float().T  # [T, R]
-        return hidden.to(up.dtype).float() @ up.float().T + self.bias
+        return (x @ self.down.weight.float().T) @ self.up.weight.float().T + self.bias
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ std::int64_t active_set(Context& context, const float* x, const Matrix& p1, cons
   constexpr std::int64_t block = 256;
   const std::int64_t rank = p1.rows, neurons = p2.rows, blocks = (neurons + block - 1) / block;
   const std::int64_t hidden_blocks = (rank + kRows - 1) / kRows;
-  const void* input = rounded_any(p1.dtype, x, p1.columns, context.scratch.floats(0, p1.columns));
-  float* hidden = context.scratch.floats(1, 2 * rank + 32);
-  float* hidden_rounded = hidden + (rank + 15) / 16 * 16;
+  const void* input = input_any(p1.dtype, x, p1.columns, context.scratch.floats(0, input_floats(p1.columns)));
+  float* hidden = context.scratch.floats(1, 2 * input_floats(rank));
+  float* hidden_input = hidden + input_floats(rank);
   float* scores = context.scratch.floats(2, neurons);
   auto* counts = static_cast<std::int64_t*>(context.scratch.bytes(3, blocks * 8));
   auto job = [&](Pool& pool) {
@@ -30,11 +30,11 @@ std::int64_t active_set(Context& context, const float* x, const Matrix& p1, cons
       product_any(p1, begin, end, next < 0 ? -1 : next * kRows, input, hidden + begin);
     });
     pool.wait(0, hidden_blocks);
-    each_block(pool, 1, 1, [&](std::int64_t) { rounded_any(p2.dtype, hidden, rank, hidden_rounded); });
+    each_block(pool, 1, 1, [&](std::int64_t) { input_any(p2.dtype, hidden, rank, hidden_input); });
     pool.wait(1, 1);
     each_block_ahead(pool, 2, blocks, [&](std::int64_t b, std::int64_t next) {
       const std::int64_t begin = b * block, end = begin + block < neurons ? begin + block : neurons;
-      product_any(p2, begin, end, next < 0 ? -1 : next * block, hidden_rounded, scores + begin);
+      product_any(p2, begin, end, next < 0 ? -1 : next * block, hidden_input, scores + begin);
       for (std::int64_t f = begin; f < end; ++f) scores[f] += bias[f];
       counts[b] = list_block(scores, begin, end, indices);
     });

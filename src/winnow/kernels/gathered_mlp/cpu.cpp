@@ -17,7 +17,7 @@ struct Mlp {
   const NeuronRecords& records;
   Teams teams;
   Activation activation;
-  const Rounded<W>* x;
+  const Input<W>* x;
   float* sums;  // [team, width]
 
   std::int64_t out_part() const { return (records.gated ? 2 : 1) * records.width; }
@@ -163,7 +163,7 @@ static void mlp_typed(Context& context, const float* x, const NeuronRecords& rec
   const std::int64_t width = records.width;
   auto* room = static_cast<std::int32_t*>(context.scratch.bytes(2, (indices ? count : 0) * 4 + 4));
   const Mlp<W> mlp{records, Teams(records.neurons, indices, count, room), activation,
-                   rounded<W>(x, width, context.scratch.floats(0, width)),
+                   input<W>(x, width, context.scratch.floats(0, input_floats(width))),
                    context.scratch.floats(1, kMaxTeams * width)};
   const std::int64_t pieces = width < 512 ? 1 : context.pool.threads();
   auto job = [&](Pool& pool) {

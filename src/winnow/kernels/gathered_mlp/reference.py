@@ -12,14 +12,13 @@ def gathered_mlp_reference(
 ) -> Float[Tensor, " D"]:
     """Return the sum over the listed neurons of ``activation(w_in . x + bias) * w_out``, in the dtype of `x`.
 
-    Gated records multiply the activation by ``w_up . x + bias_up``. `x` is first rounded to the dtype of the
-    weights; the activations are not.
+    Gated records multiply the activation by ``w_up . x + bias_up``. Neither `x` nor the activations are
+    rounded to the dtype of the weights.
     """
     kept = indices.long()
-    rounded = x.to(records.dtype).to(x.dtype)
-    active = activation(records.w_in[kept].to(x.dtype) @ rounded + records.bias[kept].to(x.dtype))
+    active = activation(records.w_in[kept].to(x.dtype) @ x + records.bias[kept].to(x.dtype))
     if records.is_gated:
-        active = active * (records.w_up[kept].to(x.dtype) @ rounded + records.bias_up[kept].to(x.dtype))
+        active = active * (records.w_up[kept].to(x.dtype) @ x + records.bias_up[kept].to(x.dtype))
     return active @ records.w_out[kept].to(x.dtype)
 
 

@@ -2,9 +2,9 @@
 
     y = W @ x + b
 
-At batch 1 the product is bound by the M * D * itemsize bytes of W, each read once. With bfloat16 weights `x`
-is rounded to bfloat16 once and sums are kept in float32: that is the definition, not an approximation. With
-int8 weights `x` is not rounded, and each sum is multiplied by its row's scale.
+At batch 1 the product is bound by the M * D * itemsize bytes of W, each read once. Sums are kept in float32
+and `x` is not rounded to bfloat16: where the processor multiplies bfloat16 pairs, `x` is handed over as the
+sum of two (relative error 2^-17). With int8 weights each sum is multiplied by its row's scale.
 
     reference.py   the definition
     product.hpp    a range of rows times a vector, for other kernels too

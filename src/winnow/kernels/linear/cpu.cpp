@@ -4,7 +4,7 @@
 namespace winnow::WINNOW_LEVEL {
 
 void linear(Context& context, const float* x, const Matrix& matrix, const float* bias, float* out) {
-  const void* input = rounded_any(matrix.dtype, x, matrix.columns, context.scratch.floats(0, matrix.columns));
+  const void* input = input_any(matrix.dtype, x, matrix.columns, context.scratch.floats(0, input_floats(matrix.columns)));
   const std::int64_t rows = block_rows(matrix.rows, matrix.columns * item_bytes(matrix.dtype));
   const std::int64_t blocks = (matrix.rows + rows - 1) / rows;
   auto job = [&](Pool& pool) {

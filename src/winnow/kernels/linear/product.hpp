@@ -15,7 +15,7 @@ inline std::int64_t block_rows(std::int64_t rows, std::int64_t row_bytes) {
 
 // out[i] = row (begin + i) . x, for i < end - begin; the rows from `ahead` on are prefetched (not if negative).
 template <class W>
-inline void product(const Matrix& matrix, std::int64_t begin, std::int64_t end, std::int64_t ahead, const Rounded<W>* x,
+inline void product(const Matrix& matrix, std::int64_t begin, std::int64_t end, std::int64_t ahead, const Input<W>* x,
                     float* out) {
   const auto* data = reinterpret_cast<const W*>(matrix.data);
   const auto point = [&](const W* rows[kRows], std::int64_t first, std::int64_t last) {
@@ -34,11 +34,11 @@ inline void product(const Matrix& matrix, std::int64_t begin, std::int64_t end, 
   }
 }
 
-// product() with `x` as `rounded_any` has laid it out.
+// product() with `x` as `input_any` has laid it out.
 inline void product_any(const Matrix& matrix, std::int64_t begin, std::int64_t end, std::int64_t ahead, const void* x,
                         float* out) {
   if (matrix.dtype == Dtype::bfloat16) {
-    product<bf16>(matrix, begin, end, ahead, static_cast<const Rounded<bf16>*>(x), out);
+    product<bf16>(matrix, begin, end, ahead, static_cast<const Input<bf16>*>(x), out);
   } else if (matrix.dtype == Dtype::int8) {
     product<int8>(matrix, begin, end, ahead, static_cast<const float*>(x), out);
     for (std::int64_t i = begin; i < end; ++i) out[i - begin] *= matrix.scales[i];
@@ -47,9 +47,9 @@ inline void product_any(const Matrix& matrix, std::int64_t begin, std::int64_t e
   }
 }
 
-inline const void* rounded_any(Dtype dtype, const float* x, std::int64_t n, void* memory) {
-  if (dtype == Dtype::bfloat16) return rounded<bf16>(x, n, memory);
-  return rounded<float>(x, n, memory);
+inline const void* input_any(Dtype dtype, const float* x, std::int64_t n, void* memory) {
+  if (dtype == Dtype::bfloat16) return input<bf16>(x, n, memory);
+  return input<float>(x, n, memory);
 }
 
 inline std::int64_t item_bytes(Dtype dtype) {

@@ -7,7 +7,7 @@
 // Each header defines, for vectors of kLanes floats:
 //   zero splat load load_some store store_some + - * / fma maximum sum sum8 scale2
 //   step(acc, w, x)            acc + w * x over kStep elements, for the pairs (float, float), (bf16, float) and
-//                              (bf16, Rounded<bf16>)
+//                              (bf16, Input<bf16>)
 //   step_some(acc, w, x, n)    the same over the first n elements, reading no others
 #pragma once
 

@@ -16,7 +16,7 @@ constexpr int kRows = 8;
 constexpr std::int64_t kLineBytes = 64;
 
 template <class W>
-using Rounded = typename RoundedTo<W>::type;
+using Input = typename InputFor<W>::type;
 
 // To the nearest, ties to even; a NaN stays one. The rule of torch.
 inline bf16 round_bf16(float a) {
@@ -33,18 +33,18 @@ inline float widened(bf16 a) {
   return f;
 }
 
-inline float rounded_as(float a, const float*, const float*) { return a; }
-inline float rounded_as(float a, const int8*, const float*) { return a; }
-inline float rounded_as(float a, const bf16*, const float*) { return widened(round_bf16(a)); }
-inline bf16 rounded_as(float a, const bf16*, const bf16*) { return round_bf16(a); }
+inline void lay_out(const float* x, std::int64_t n, float* out) {
+  for (std::int64_t i = 0; i < n; ++i) out[i] = x[i];
+}
 
-// x in the precision of W, in the form `step` wants.
+// Elements that `input` needs room for, of four bytes each.
+inline std::int64_t input_floats(std::int64_t n) { return (n + 31) / 32 * 32; }
+
+// x in the form that `step` multiplies with rows of W.
 template <class W>
-inline const Rounded<W>* rounded(const float* x, std::int64_t n, void* memory) {
-  auto* out = static_cast<Rounded<W>*>(memory);
-  for (std::int64_t i = 0; i < n; ++i) {
-    out[i] = rounded_as(x[i], static_cast<const W*>(nullptr), static_cast<const Rounded<W>*>(nullptr));
-  }
+inline const Input<W>* input(const float* x, std::int64_t n, void* memory) {
+  auto* out = static_cast<Input<W>*>(memory);
+  lay_out(x, n, out);
   return out;
 }
 

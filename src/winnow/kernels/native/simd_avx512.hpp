@@ -1,4 +1,5 @@
-// AVX-512 F, BW, VL, DQ and BF16: sixteen floats; bfloat16 pairs are multiplied and added by one instruction.
+// AVX-512 F, BW, VL, DQ and BF16: sixteen floats; bfloat16 pairs are multiplied and added by one instruction, twice: the
+// input is a sum of two bfloat16, so that it loses nothing that float32 sums would keep.
 #pragma once
 
 #include <immintrin.h>
@@ -16,6 +17,27 @@ inline Floats splat(float a) { return {_mm512_set1_ps(a)}; }
 inline __mmask16 first(std::int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }  // n < 16
 inline __mmask32 first32(std::int64_t n) { return static_cast<__mmask32>((1ull << n) - 1ull); }  // n <= 32
 inline __m512 widen(__m256i a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16)); }
+
+// A vector as sums of two bfloat16, 16 bits of mantissa together: 32 high parts, their 32 low parts, the next 32, ...
+// An element stands for the place of one float: block k begins at element 32 k.
+struct Halves {
+  bf16 part[2];
+};
+
+inline void lay_out(const float* x, std::int64_t n, Halves* out) {
+  for (std::int64_t i = 0; i < n; i += kLanes) {
+    const __mmask16 there = n - i < kLanes ? first(n - i) : static_cast<__mmask16>(~0);
+    const __m512 a = _mm512_maskz_loadu_ps(there, x + i);
+    const __m256i high = (__m256i)_mm512_cvtneps_pbh(a);
+    const __m512 rest = _mm512_sub_ps(a, widen(high));
+    // What is infinite or no number has no rest.
+    const __mmask16 finite = _mm512_cmp_ps_mask(_mm512_abs_ps(rest), _mm512_set1_ps(3.4e38f), _CMP_LT_OQ);
+    const __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_mov_ps(finite, rest));
+    char* block = reinterpret_cast<char*>(out) + i / 32 * 128 + i % 32 * 2;
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(block), high);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(block + 64), low);
+  }
+}
 
 inline Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline Floats load(const bf16* p) { return {widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
@@ -56,13 +78,18 @@ inline void sum8(const Floats a[8], float out[8]) {
 template <class W, class X>
 constexpr int kStep = 16;
 template <>
-inline constexpr int kStep<bf16, bf16> = 32;
+inline constexpr int kStep<bf16, Halves> = 32;
 
 inline Floats step(Floats acc, const float* w, const float* x) { return fma(load(w), load(x), acc); }
 inline Floats step(Floats acc, const int8* w, const float* x) { return fma(load(w), load(x), acc); }
 inline Floats step(Floats acc, const bf16* w, const float* x) { return fma(load(w), load(x), acc); }
-inline Floats step(Floats acc, const bf16* w, const bf16* x) {
-  return {_mm512_dpbf16_ps(acc.v, (__m512bh)_mm512_loadu_si512(w), (__m512bh)_mm512_loadu_si512(x))};
+inline Floats dot_halves(Floats acc, __m512i w, const Halves* x, __mmask32 mask) {
+  const char* parts = reinterpret_cast<const char*>(x);
+  acc.v = _mm512_dpbf16_ps(acc.v, (__m512bh)w, (__m512bh)_mm512_maskz_loadu_epi16(mask, parts));
+  return {_mm512_dpbf16_ps(acc.v, (__m512bh)w, (__m512bh)_mm512_maskz_loadu_epi16(mask, parts + 64))};
+}
+inline Floats step(Floats acc, const bf16* w, const Halves* x) {
+  return dot_halves(acc, _mm512_loadu_si512(w), x, ~__mmask32{0});
 }
 
 inline Floats step_some(Floats acc, const float* w, const float* x, std::int64_t n) {
@@ -74,25 +101,23 @@ inline Floats step_some(Floats acc, const int8* w, const float* x, std::int64_t 
 inline Floats step_some(Floats acc, const bf16* w, const float* x, std::int64_t n) {
   return fma(load_some(w, n), load_some(x, n), acc);
 }
-inline Floats step_some(Floats acc, const bf16* w, const bf16* x, std::int64_t n) {
-  const __mmask32 mask = first32(n);
-  return {_mm512_dpbf16_ps(acc.v, (__m512bh)_mm512_maskz_loadu_epi16(mask, w),
-                           (__m512bh)_mm512_maskz_loadu_epi16(mask, x))};
+inline Floats step_some(Floats acc, const bf16* w, const Halves* x, std::int64_t n) {
+  return dot_halves(acc, _mm512_maskz_loadu_epi16(first32(n), w), x, first32(n));
 }
 
 template <class W>
-struct RoundedTo;
+struct InputFor;
 template <>
-struct RoundedTo<float> {
+struct InputFor<float> {
   using type = float;
 };
 template <>
-struct RoundedTo<int8> {
+struct InputFor<int8> {
   using type = float;
 };
 template <>
-struct RoundedTo<bf16> {
-  using type = bf16;
+struct InputFor<bf16> {
+  using type = Halves;
 };
 
 }  // namespace winnow::WINNOW_LEVEL

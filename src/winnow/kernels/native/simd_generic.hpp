@@ -73,8 +73,8 @@ inline Floats step_some(Floats acc, const W* w, const float* x, std::int64_t n) 
 }
 
 template <class W>
-struct RoundedTo {
-  using type = float;  // rounded to the precision of W, kept as float
+struct InputFor {
+  using type = float;
 };
 
 }  // namespace winnow::WINNOW_LEVEL
