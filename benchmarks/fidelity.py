@@ -1,7 +1,7 @@
 """Fidelity: pico with its shipped plan against pico dense, on the whole of a book that neither has seen.
 
 Twice: in exact arithmetic, where nothing but the neurons left out differs, and decoded token by token through
-the kernels in bfloat16, where one neuron fewer also rounds everything after it differently.
+the kernels in bfloat16, as `winnow generate` does.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 Each map has two readings: called with a tensor of rows it is the definition in plain torch, and `apply`
 hands the same memory to the kernels, from numpy array to numpy array. Activations are float32 between
-maps. A bfloat16 matrix takes its input rounded to bfloat16.
+maps. torch rounds the input and the result of a bfloat16 product to bfloat16; the kernels round neither.
 """
 
 from dataclasses import dataclass
