@@ -23,7 +23,7 @@ from winnow.engine.cache import KvCache
 from winnow.engine.config import ModelConfig
 from winnow.engine.families import rotary_table
 from winnow.engine.sparsity.predictor import LowRankPredictor
-from winnow.engine.weights import LayerNorm, Linear, Norm, Weights
+from winnow.engine.weights import Linear, Norm, Weights
 from winnow.kernels import Cpu
 
 Vector = Float32[np.ndarray, " _"]  # D, or the length that the operand beside it gives
@@ -126,7 +126,7 @@ class Decoder:
         self._linear(layer.qkv, x, buffers.qkv)
         for norm, heads in ((layer.q_norm, buffers.q), (layer.k_norm, buffers.k)):
             if norm is not None:
-                self.cpu.rms_norm(heads, norm.weight.numpy(), norm.eps, heads)
+                norm.apply(self.cpu, heads, heads)
         position = cache.length
         if rotation is not None:
             self.cpu.rotate(buffers.q, *rotation)
@@ -167,15 +167,11 @@ class Decoder:
         return self._linear(weights.head, x, np.empty(weights.config.vocab_size, np.float32))
 
     def _linear(self, linear: Linear, x: Vector, out: Vector) -> Vector:
-        bias = None if linear.bias is None else linear.bias.numpy()
-        self.cpu.linear(x, linear.matrix, bias, out)
+        linear.apply(self.cpu, x, out)
         return out
 
     def _norm(self, norm: Norm, x: Vector, out: Vector) -> None:
-        if isinstance(norm, LayerNorm):
-            self.cpu.layer_norm(x[None], norm.weight.numpy(), norm.bias.numpy(), norm.eps, out[None])
-        else:
-            self.cpu.rms_norm(x[None], norm.weight.numpy(), norm.eps, out[None])
+        norm.apply(self.cpu, x[None], out[None])
 
 
 class _Buffers:

@@ -30,7 +30,7 @@ class Linear:
     @property
     def n_bytes(self) -> int:
         """Bytes of weight that one product reads."""
-        return self.matrix.weight.numel() * self.matrix.weight.element_size()
+        return self.matrix.n_bytes
 
     def __call__(self, x: Float32[Tensor, "T D"]) -> Float32[Tensor, "T M"]:
         """Return the product for T rows."""
