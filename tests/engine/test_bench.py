@@ -86,6 +86,25 @@ def test_a_sparse_engine_that_lies_is_caught(runners, cpu):
     assert len(report.failures) == 3  # other tokens, tokens that change, another density
 
 
+class Parrot(Liar):
+    """An engine that gives one token again and again."""
+
+    def __init__(self, name) -> None:
+        self.name = name
+
+    def run(self, prompt, n_tokens):
+        return Turn(0.1, 0.1, (7,) * n_tokens, 0.2, 1e6)
+
+
+def test_equal_answers_of_one_repeated_token_prove_nothing(cpu):
+    report = race(
+        [Parrot("winnow-dense"), Parrot("winnow-sparse")], PROMPT, cpu, OPTIONS, silent, asked_density=0.2
+    )
+    assert report.is_void
+    assert len(report.failures) == 1
+    assert "distinct" in report.failures[0]
+
+
 def test_a_disturbed_machine_voids_the_figures():
     quiet = Machine("cpu", 2, "avx2", 50.0, 45.0, "abc")
     assert not quiet.was_disturbed

@@ -34,7 +34,6 @@ def test_the_asked_share_of_neurons_fires(density, rng):
     assert measured.mlp_density == pytest.approx(density, abs=0.02)
 
 
-@pytest.mark.xfail(reason="greedy decoding of the random models falls onto few tokens; see docs/log.md")
 def test_greedy_decoding_does_not_repeat_one_token():
     model = synthetic_model(opt_config(4, 128, 4, vocab_size=500), torch.float32, 0.1, seed=3)
     decoder = Decoder(model.weights, model.predictors, open_cpu(1))

@@ -34,6 +34,10 @@ RANK_SHARE = 16  # rank of fc1: width over this
 SPREAD_TOKENS = 256  # random tokens on which the biases are set
 # A predicted score differs from the true pre-activation by rounding only; this covers it.
 ROUNDING_MARGIN = 0.02
+# Attention passes on what all tokens share and averages the rest away; at gain 1 every token ends up alike.
+ATTENTION_GAIN = 0.1
+# Small, as the head is the embedding: a token that weighs more predicts itself, again and again.
+EMBED_SCALE = 0.05
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,9 @@ class SyntheticModel:
 def synthetic_opt(shape: str, dtype: torch.dtype, density: float, seed: int) -> SyntheticModel:
     """Return a random OPT of a named shape in which a share `density` of each layer's neurons fires.
 
-    Greedy decoding falls onto few tokens (one, at opt-1.3b), so equal tokens are a weak check and the active
-    sets of successive tokens are alike. Holds the tensors once for the source and once packed. Raises
-    UsageError for an unknown shape or a density outside 0..1.
+    Greedy decoding wanders over the vocabulary, so that equal tokens say something and the active sets
+    change from step to step. Holds the tensors once for the source and once packed. Raises UsageError for
+    an unknown shape or a density outside 0..1.
     """
     if shape not in OPT_SHAPES:
         raise UsageError(f"--shape is {shape!r}; expected one of {', '.join(OPT_SHAPES)}.")
@@ -91,9 +95,10 @@ def synthetic_model(raw_config: dict, dtype: torch.dtype, density: float, seed: 
     _shift_biases(weights, density, draws)
     for index, (layer, predictor) in enumerate(zip(weights.layers, predictors, strict=True)):
         # The biases were set in fp32 and belong to the checkpoint in its dtype; both hold the rounded value.
-        rounded = layer.mlp.bias.to(dtype)
-        layer.mlp.bias.copy_(rounded)
-        tensors[f"model.decoder.layers.{index}.fc1.bias"].copy_(rounded)
+        for name, bias in (("fc1", layer.mlp.bias), ("fc2", _out_bias(layer))):
+            rounded = bias.to(dtype)
+            bias.copy_(rounded)
+            tensors[f"model.decoder.layers.{index}.{name}.bias"].copy_(rounded)
         predictor.bias.copy_(layer.mlp.bias + ROUNDING_MARGIN)
     return SyntheticModel(source, raw_config, weights, tuple(predictors))
 
@@ -115,16 +120,16 @@ def _tensors(
 
     stem = "model.decoder."
     tensors = {
-        f"{stem}embed_tokens.weight": normal(raw["vocab_size"], width, scale=0.2),
-        f"{stem}embed_positions.weight": normal(raw["max_position_embeddings"] + 2, width, scale=0.2),
+        f"{stem}embed_tokens.weight": normal(raw["vocab_size"], width, scale=EMBED_SCALE),
+        f"{stem}embed_positions.weight": normal(raw["max_position_embeddings"] + 2, width, scale=EMBED_SCALE),
         f"{stem}final_layer_norm.weight": ones(width),
         f"{stem}final_layer_norm.bias": zeros(width),
     }
     predictors = []
     for index in range(raw["num_hidden_layers"]):
         layer = f"{stem}layers.{index}."
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            tensors[f"{layer}self_attn.{name}.weight"] = normal(width, width, scale=width**-0.5)
+        for name, gain in (("q_proj", 1.0), ("k_proj", 1.0), ("v_proj", 1.0), ("out_proj", ATTENTION_GAIN)):
+            tensors[f"{layer}self_attn.{name}.weight"] = normal(width, width, scale=gain * width**-0.5)
             tensors[f"{layer}self_attn.{name}.bias"] = zeros(width)
         for name in ("self_attn_layer_norm", "final_layer_norm"):
             tensors[f"{layer}{name}.weight"], tensors[f"{layer}{name}.bias"] = ones(width), zeros(width)
@@ -150,7 +155,15 @@ def _shift_biases(weights: Weights, density: float, draws: torch.Generator) -> N
         n_above = max(math.ceil(density * z.numel()), 1)
         shift = z.flatten().kthvalue(z.numel() - n_above + 1).values
         layer.mlp.bias.copy_(-shift * norms)
-        return dense_mlp(index, layer, x)
+        y = dense_mlp(index, layer, x)
+        # Half of a ReLU's output is the same for every token; left in, it drowns what the tokens say.
+        _out_bias(layer).copy_(-y.mean(0))
+        return y + _out_bias(layer)
 
     with torch.inference_mode():
         forward(weights, ids, KvCache(config, SPREAD_TOKENS, weights.embed.dtype), mlp=shifting)
+
+
+def _out_bias(layer: Layer) -> Float[Tensor, " D"]:
+    assert layer.mlp_bias is not None  # OPT's layers have one
+    return layer.mlp_bias

@@ -17,6 +17,7 @@ from winnow.engine.bench.runners import Runner, Turn
 from winnow.kernels import Cpu, read_bandwidth
 
 DENSITY_TOLERANCE = 0.01
+LEAST_DISTINCT = 0.5  # share of the answer's tokens; a model that repeats itself checks nothing
 SETTLE_S = 0.2  # between turns, for the spinning threads of the engine before to fall asleep
 PROBE_BYTES = 1 << 28
 
@@ -102,6 +103,11 @@ def _failures(turns: dict[str, list[Turn]], asked_density: float) -> list[str]:
     failures = []
     if sparse[0].token_ids != dense[0].token_ids:
         failures.append("sparse and dense tokens differ although the predictors are exact")
+    n_tokens, n_distinct = len(dense[0].token_ids), len(set(dense[0].token_ids))
+    if n_distinct < n_tokens * LEAST_DISTINCT:
+        failures.append(
+            f"only {n_distinct} of {n_tokens} tokens are distinct: that they are equal says little"
+        )
     for name, taken in turns.items():
         if any(turn.token_ids != taken[0].token_ids for turn in taken):
             failures.append(f"{name} gave different tokens in different rounds")
