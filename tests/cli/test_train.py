@@ -16,7 +16,7 @@ def test_one_step_gives_a_model_that_writes(winnow, tmp_path):
 
 def test_unknown_recipe(winnow, tmp_path):
     ran = winnow("train", "nano", "--corpus", tmp_path, "--out", tmp_path / "out")
-    assert_one_line(ran, 2, "'nano' is no recipe; expected pico")
+    assert_one_line(ran, 2, "'nano' is no recipe; expected one of pico, pico-llama")
 
 
 def test_corpus_without_books(winnow, tmp_path):

@@ -40,6 +40,8 @@ def recipe() -> Recipe:
         width=32,
         n_layers=2,
         n_heads=2,
+        n_kv_heads=2,
+        n_neurons=128,
         n_positions=64,
         short_tokens=16,
         long_every=3,

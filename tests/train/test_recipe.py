@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from winnow.base.errors import UsageError
-from winnow.train.recipe import Recipe
+from winnow.train.recipe import PICO, PICO_LLAMA, RECIPES, Recipe
 
 
 def test_every_fifth_step_is_long_and_all_steps_hold_the_same_tokens():
@@ -33,9 +33,14 @@ def test_a_run_shorter_than_its_warm_up_has_a_rate():
     )
 
 
-def test_the_bundled_recipe_sees_forty_million_tokens():
-    assert Recipe().n_tokens >= 40_000_000
-    assert Recipe().n_neurons == 4 * Recipe().width
+def test_the_bundled_recipes_are_found_by_their_names_and_see_what_their_cards_say():
+    assert RECIPES == {"pico": PICO, "pico-llama": PICO_LLAMA}
+    assert PICO.n_tokens >= 40_000_000
+    assert PICO_LLAMA.n_tokens >= 13_000_000
+
+
+def test_both_bundled_mlps_have_about_as_many_weights():
+    assert 2 * PICO.n_neurons <= 3 * PICO_LLAMA.n_neurons <= 2.5 * PICO.n_neurons
 
 
 def test_a_recipe_cannot_change_under_way():
@@ -49,6 +54,10 @@ MISFITS = {
     "bytes without tokens": ({"vocab_size": 259}, r"vocab_size is 259; expected 260 .* to 65536"),
     "ids beyond 16 bits": ({"vocab_size": 100_000}, "vocab_size is 100000"),
     "heads": ({"width": 250}, "width 250 is no multiple of n_heads 4"),
+    "key heads": ({"n_kv_heads": 3}, "n_heads 4 is no multiple of n_kv_heads 3"),
+    "key heads of OPT": ({"n_kv_heads": 2}, "OPT has one per head, 4"),
+    "architecture": ({"architecture": "gpt2"}, "architecture is 'gpt2'; expected one of"),
+    "no neurons": ({"n_neurons": 0}, "n_neurons is 0; expected at least 1"),
     "short rows": ({"short_tokens": 500}, "batch_tokens 8192 is no multiple of short_tokens 500"),
     "long rows": ({"batch_tokens": 1024}, "batch_tokens 1024 is no multiple of n_positions 2048"),
     "empty batches": ({"batch_tokens": 0}, "batch_tokens 0 is no multiple"),

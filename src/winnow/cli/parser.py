@@ -327,6 +327,6 @@ COMMANDS = {
     "inspect": Command("say what a checkpoint and its plan hold", ("[MODEL]",), _add_inspect),
     "doctor": Command("say what this machine offers Winnow", (), _add_doctor),
     "train": Command(
-        "train the bundled model from plain-text books", ("RECIPE",), _add_train, "RECIPE is pico."
+        "train a bundled model from plain-text books", ("RECIPE",), _add_train, "RECIPE is pico or pico-llama."
     ),
 }

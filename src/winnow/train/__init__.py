@@ -2,5 +2,5 @@
 
 recipe.py    what a recipe fixes: sizes, tokens, learning rate, lengths
 corpus.py    a folder of books -> a tokenizer and one flat file of token ids
-pico.py      from a recipe to a Hugging Face model directory, restartable
+run.py       from a recipe to a Hugging Face model directory, restartable
 """

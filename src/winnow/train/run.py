@@ -1,4 +1,4 @@
-"""Pico: from a recipe to a Hugging Face model directory, restartable.   (floor 5 · train)
+"""Run: from a recipe to a Hugging Face model directory, restartable.   (floor 5 · train)
 
 The run's whole state is one safetensors file: weights, both Adam moments and the step. Batches are
 drawn by (seed, step), so a run that was interrupted and resumed sees the same data.
@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from winnow.base.errors import ModelError
 from winnow.base.files import replacing
@@ -25,8 +25,10 @@ from winnow.train.recipe import Recipe
 
 SAVE_EVERY = 200
 
+CausalLM = OPTForCausalLM | LlamaForCausalLM
 
-def train_pico(
+
+def run_recipe(
     recipe: Recipe, corpus: list[Path], out: Path, *, compiled: bool = False, quiet: bool = False
 ) -> Path:
     """Train `recipe` on the books below `corpus`; leave the model directory in `out` and return it.
@@ -71,7 +73,14 @@ def _tokenizer(path: Path, paths: list[Path], recipe: Recipe) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def _untrained(recipe: Recipe) -> OPTForCausalLM:
+def _untrained(recipe: Recipe) -> CausalLM:
+    build = {"opt": _opt, "llama": _llama}[recipe.architecture]
+    with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
+        torch.default_generator.manual_seed(recipe.seed)
+        return build(recipe).train()
+
+
+def _opt(recipe: Recipe) -> OPTForCausalLM:
     config = OPTConfig(
         vocab_size=recipe.vocab_size,
         hidden_size=recipe.width,
@@ -87,12 +96,27 @@ def _untrained(recipe: Recipe) -> OPTForCausalLM:
         eos_token_id=END_ID,
         pad_token_id=1,
     )
-    with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
-        torch.default_generator.manual_seed(recipe.seed)
-        return OPTForCausalLM(config).train()
+    return OPTForCausalLM(config)
 
 
-def _optimiser(model: OPTForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
+def _llama(recipe: Recipe) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=recipe.vocab_size,
+        hidden_size=recipe.width,
+        num_hidden_layers=recipe.n_layers,
+        num_attention_heads=recipe.n_heads,
+        num_key_value_heads=recipe.n_kv_heads,
+        intermediate_size=recipe.n_neurons,
+        max_position_embeddings=recipe.n_positions,
+        tie_word_embeddings=True,
+        bos_token_id=END_ID,
+        eos_token_id=END_ID,
+        pad_token_id=1,
+    )
+    return LlamaForCausalLM(config)
+
+
+def _optimiser(model: CausalLM, recipe: Recipe) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [
@@ -102,7 +126,7 @@ def _optimiser(model: OPTForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=(0.9, 0.95), fused=True)
 
 
-def _loss(model: OPTForCausalLM) -> Callable[[Tensor], Tensor]:
+def _loss(model: CausalLM) -> Callable[[Tensor], Tensor]:
     def loss(rows: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = model.model(rows, use_cache=False).last_hidden_state
@@ -113,7 +137,7 @@ def _loss(model: OPTForCausalLM) -> Callable[[Tensor], Tensor]:
 
 
 def _descend(
-    model: OPTForCausalLM, ids: np.ndarray, recipe: Recipe, state: Path, *, compiled: bool, quiet: bool
+    model: CausalLM, ids: np.ndarray, recipe: Recipe, state: Path, *, compiled: bool, quiet: bool
 ) -> None:
     optimiser = _optimiser(model, recipe)
     first = _resume(model, optimiser, state)
@@ -137,7 +161,7 @@ def _descend(
         progress.update(step + 1, f"loss {smooth:.3f}")
 
 
-def _save(model: OPTForCausalLM, optimiser: torch.optim.AdamW, state: Path, step: int) -> None:
+def _save(model: CausalLM, optimiser: torch.optim.AdamW, state: Path, step: int) -> None:
     tensors = {}
     for name, p in model.named_parameters():
         tensors[f"weight.{name}"] = p.detach()
@@ -147,7 +171,7 @@ def _save(model: OPTForCausalLM, optimiser: torch.optim.AdamW, state: Path, step
         save_file(tensors, draft, metadata={"step": str(step)})
 
 
-def _resume(model: OPTForCausalLM, optimiser: torch.optim.AdamW, state: Path) -> int:
+def _resume(model: CausalLM, optimiser: torch.optim.AdamW, state: Path) -> int:
     if not state.exists():
         return 0
     with safe_open(state, framework="pt") as file:
@@ -162,7 +186,7 @@ def _resume(model: OPTForCausalLM, optimiser: torch.optim.AdamW, state: Path) ->
     return step
 
 
-def _publish(model: OPTForCausalLM, out: Path) -> None:
+def _publish(model: CausalLM, out: Path) -> None:
     """Write config.json, model.safetensors (bf16, the tied head left out) and generation_config.json."""
     model.bfloat16().save_pretrained(out)
     model.generation_config.save_pretrained(out)

@@ -1,4 +1,4 @@
-"""Pico's training: resumable to the bit, bound to its recipe, readable by transformers."""
+"""Training: resumable to the bit, bound to its recipe, readable by transformers."""
 
 import dataclasses
 import json
@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from winnow.base.errors import ModelError
-from winnow.train import pico
-from winnow.train.pico import train_pico
+from winnow.train import run
+from winnow.train.run import run_recipe
 
 PUBLISHED = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
 
@@ -24,7 +24,7 @@ class Interrupted(Exception):
 
 @pytest.fixture(scope="module")
 def trained(recipe, corpus, tmp_path_factory):
-    return train_pico(recipe, [corpus], tmp_path_factory.mktemp("trained"), quiet=True)
+    return run_recipe(recipe, [corpus], tmp_path_factory.mktemp("trained"), quiet=True)
 
 
 @pytest.fixture
@@ -35,15 +35,15 @@ def unbroken(trained, tmp_path):
 
 def interrupt_at(monkeypatch, stop: int):
     """Make the run fail at step `stop`, and save after every second step."""
-    draw = pico.batch
+    draw = run.batch
 
     def failing(ids, row_tokens, n_rows, seed, step):
         if step == stop:
             raise Interrupted
         return draw(ids, row_tokens, n_rows, seed, step)
 
-    monkeypatch.setattr(pico, "SAVE_EVERY", 2)
-    monkeypatch.setattr(pico, "batch", failing)
+    monkeypatch.setattr(run, "SAVE_EVERY", 2)
+    monkeypatch.setattr(run, "batch", failing)
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3], ids=["before a save", "after a save", "between saves"])
@@ -52,9 +52,9 @@ def test_a_resumed_run_equals_an_unbroken_one(unbroken, recipe, corpus, tmp_path
     with monkeypatch.context() as patch:
         interrupt_at(patch, stop)
         with pytest.raises(Interrupted):
-            train_pico(recipe, [corpus], out, quiet=True)
+            run_recipe(recipe, [corpus], out, quiet=True)
     assert not (out / "model.safetensors").exists()
-    train_pico(recipe, [corpus], out, quiet=True)
+    run_recipe(recipe, [corpus], out, quiet=True)
     for name in PUBLISHED:
         assert (out / name).read_bytes() == (unbroken / name).read_bytes(), name
     first, second = (load_file(d / "run/state.safetensors") for d in (unbroken, out))
@@ -65,7 +65,7 @@ def test_a_finished_run_is_published_again_without_training(unbroken, recipe, co
     before = {name: (unbroken / name).read_bytes() for name in PUBLISHED}
     (unbroken / "model.safetensors").unlink()
     interrupt_at(monkeypatch, stop=0)
-    train_pico(recipe, [corpus], unbroken, quiet=True)
+    run_recipe(recipe, [corpus], unbroken, quiet=True)
     assert {name: (unbroken / name).read_bytes() for name in PUBLISHED} == before
 
 
@@ -75,20 +75,20 @@ def test_another_recipe_is_refused_and_nothing_is_lost(unbroken, recipe, corpus)
     with pytest.raises(
         ModelError, match=r"holds another recipe than the one given; delete .*run or change --out"
     ):
-        train_pico(other, [corpus], unbroken, quiet=True)
+        run_recipe(other, [corpus], unbroken, quiet=True)
     assert {p: p.read_bytes() for p in unbroken.rglob("*") if p.is_file()} == before
 
 
 def test_books_shorter_than_a_row_are_refused(recipe, tmp_path):
     (tmp_path / "short.txt").write_text("grain " * 9)
     with pytest.raises(ModelError, match=r"The books hold \d+ tokens, expected more than a row of 64"):
-        train_pico(recipe, [tmp_path], tmp_path / "out", quiet=True)
+        run_recipe(recipe, [tmp_path], tmp_path / "out", quiet=True)
 
 
 def test_training_lowers_the_loss_and_leaves_the_global_generator(recipe, corpus, tmp_path, capsys):
     longer = dataclasses.replace(recipe, n_steps=30)
     state = torch.get_rng_state()
-    train_pico(longer, [corpus], tmp_path)
+    run_recipe(longer, [corpus], tmp_path)
     assert torch.equal(torch.get_rng_state(), state)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training tiny")]
     losses = [float(line.rpartition(" ")[2]) for line in (lines[0], lines[-1])]
@@ -105,6 +105,17 @@ def test_transformers_reads_what_was_published(unbroken, recipe):
     assert ids[0, 0] == model.config.bos_token_id == 2
     assert torch.isfinite(model(ids).logits).all()
     assert json.loads((unbroken / "generation_config.json").read_text())["eos_token_id"] == 2
+
+
+def test_the_llama_recipe_trains_rotary_grouped_heads(recipe, corpus, tmp_path):
+    llama = dataclasses.replace(recipe, architecture="llama", n_kv_heads=1, n_neurons=96)
+    run_recipe(llama, [corpus], tmp_path, quiet=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.config.model_type == "llama"
+    assert model.config.tie_word_embeddings
+    assert model.model.layers[0].self_attn.k_proj.weight.shape == (16, 32)
+    assert model.model.layers[1].mlp.gate_proj.weight.shape == (96, 32)
+    assert torch.isfinite(model(torch.tensor([[2, 5, 7]])).logits).all()
 
 
 def test_all_positions_are_trained(unbroken, recipe):
