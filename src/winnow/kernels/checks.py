@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from winnow.base.errors import UsageError
+from winnow.kernels.operands import NeuronRecords
 
 
 def float32_array(name: str, tensor: Tensor, *shape: int) -> np.ndarray:
@@ -29,3 +30,18 @@ def index_array(indices: Tensor, n_neurons: int) -> np.ndarray:
             "was the predictor made for another layer?"
         )
     return indices.contiguous().numpy()
+
+
+def gate_array(gates: Tensor, records: NeuronRecords) -> np.ndarray:
+    """Return the activated gates of all neurons as a float32 array; gated records only."""
+    check_gated("gates", records)
+    return float32_array("gates", gates, records.n_neurons)
+
+
+def check_gated(name: str, records: NeuronRecords) -> None:
+    """Refuse ungated records, naming the argument that asks for gates."""
+    if not records.is_gated:
+        raise UsageError(
+            f"{name} was given for ungated records, expected gated ones (NeuronRecords.pack with w_up): "
+            "an ungated MLP has no gates."
+        )

@@ -60,6 +60,18 @@ class NativeCpu:
         """Write the neurons whose predicted pre-activation is above 0, ascending; return how many."""
         return self._native.active_set(x, p1.handle, p2.handle, bias, cap, indices)
 
+    def gate_set(
+        self,
+        x: Array,
+        records: NeuronRecords,
+        thresholds: Array,
+        activation: Activation,
+        indices: Int32[np.ndarray, " F"],
+        gates: Array,
+    ) -> int:
+        """Write all activated gates and the neurons above their thresholds, ascending; return how many."""
+        return self._native.gate_set(x, records.handle, thresholds, activation.code, indices, gates)
+
     def gathered_mlp(
         self,
         x: Array,
@@ -67,9 +79,10 @@ class NativeCpu:
         indices: Int32[np.ndarray, " A"],
         activation: Activation,
         out: Array,
+        gates: Array | None = None,
     ) -> None:
         """Write the MLP's output over the listed neurons only."""
-        self._native.gathered_mlp(x, records.handle, indices, activation.code, out)
+        self._native.gathered_mlp(x, records.handle, indices, activation.code, out, gates)
 
     def dense_mlp(self, x: Array, records: NeuronRecords, activation: Activation, out: Array) -> None:
         """Write the MLP's output over all neurons."""

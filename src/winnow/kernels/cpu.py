@@ -98,6 +98,21 @@ class Cpu(Protocol):
         """Write the neurons whose predicted pre-activation is above 0, ascending; return how many."""
         ...
 
+    def gate_set(
+        self,
+        x: Float32[np.ndarray, " D"],
+        records: NeuronRecords,
+        thresholds: Float32[np.ndarray, " F"],
+        activation: Activation,
+        indices: Int32[np.ndarray, " F"],
+        gates: Float32[np.ndarray, " F"],
+    ) -> int:
+        """Write all activated gates and the neurons above their thresholds, ascending; return how many.
+
+        Gated records only; reads their gate rows and biases.
+        """
+        ...
+
     def gathered_mlp(
         self,
         x: Float32[np.ndarray, " D"],
@@ -105,8 +120,13 @@ class Cpu(Protocol):
         indices: Int32[np.ndarray, " A"],
         activation: Activation,
         out: Float32[np.ndarray, " D"],
+        gates: Float32[np.ndarray, " F"] | None = None,
     ) -> None:
-        """Write the MLP's output over the listed neurons only."""
+        """Write the MLP's output over the listed neurons only.
+
+        With `gates`, the activated gates of all neurons by `gate_set`, gate rows are not read; gated records
+        only, the same bits.
+        """
         ...
 
     def dense_mlp(

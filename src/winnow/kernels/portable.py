@@ -12,6 +12,7 @@ from jaxtyping import Float32, Int32
 
 from winnow.kernels.active_set.reference import active_set_reference
 from winnow.kernels.decode_attention.reference import attend_reference
+from winnow.kernels.gate_set.reference import gate_set_reference
 from winnow.kernels.gathered_mlp.reference import dense_mlp_reference, gathered_mlp_reference
 from winnow.kernels.linear.reference import linear_reference
 from winnow.kernels.norm.reference import layer_norm_reference, rms_norm_reference
@@ -67,6 +68,24 @@ class ReferenceCpu:
         indices[: len(chosen)] = chosen.numpy()
         return len(chosen)
 
+    def gate_set(
+        self,
+        x: Array,
+        records: NeuronRecords,
+        thresholds: Array,
+        activation: Activation,
+        indices: Int32[np.ndarray, " F"],
+        gates: Array,
+    ) -> int:
+        """Write all activated gates and the neurons above their thresholds, ascending; return how many."""
+        if not records.is_gated:
+            raise ValueError("the records are ungated, expected gated ones.")
+        shift = torch.from_numpy(thresholds)
+        chosen, values = gate_set_reference(torch.from_numpy(x), records, shift, activation)
+        indices[: len(chosen)] = chosen.numpy()
+        _write(gates, values)
+        return len(chosen)
+
     def gathered_mlp(
         self,
         x: Array,
@@ -74,11 +93,14 @@ class ReferenceCpu:
         indices: Int32[np.ndarray, " A"],
         activation: Activation,
         out: Array,
+        gates: Array | None = None,
     ) -> None:
         """Write the MLP's output over the listed neurons only."""
-        _write(
-            out, gathered_mlp_reference(torch.from_numpy(x), records, torch.from_numpy(indices), activation)
-        )
+        if gates is not None and not records.is_gated:
+            raise ValueError("the records are ungated, expected gated ones.")
+        known = None if gates is None else torch.from_numpy(gates)
+        tensors = torch.from_numpy(x), records, torch.from_numpy(indices)
+        _write(out, gathered_mlp_reference(*tensors, activation, known))
 
     def dense_mlp(self, x: Array, records: NeuronRecords, activation: Activation, out: Array) -> None:
         """Write the MLP's output over all neurons."""

@@ -7,7 +7,8 @@ predictor's to say; the threshold is part of `bias`.
 
     reference.py            the definition
     select.hpp select.cpp   the cap
-    cpu.cpp                 two products; each block of neurons keeps a list, joined in order
+    listing.hpp             each block of neurons keeps a list, joined in order
+    cpu.cpp                 two products, then the list
 """
 
 import torch

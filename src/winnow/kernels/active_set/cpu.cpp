@@ -1,18 +1,9 @@
 // The low-rank guess: two products, then one ascending list.
 #include "../linear/product.hpp"
+#include "listing.hpp"
 #include "select.hpp"
 
 namespace winnow::WINNOW_LEVEL {
-
-// Writes the selected neurons of the block to the start of its part of `indices`; returns how many.
-static std::int64_t list_block(const float* scores, std::int64_t begin, std::int64_t end, std::int32_t* indices) {
-  std::int64_t n = begin;
-  for (std::int64_t f = begin; f < end; ++f) {
-    indices[n] = static_cast<std::int32_t>(f);
-    n += !(scores[f] <= 0.f);  // what is not a number is selected
-  }
-  return n - begin;
-}
 
 std::int64_t active_set(Context& context, const float* x, const Matrix& p1, const Matrix& p2, const float* bias,
                         std::int64_t cap, std::int32_t* indices) {
@@ -36,16 +27,13 @@ std::int64_t active_set(Context& context, const float* x, const Matrix& p1, cons
       const std::int64_t begin = b * block, end = begin + block < neurons ? begin + block : neurons;
       product_any(p2, begin, end, next < 0 ? -1 : next * block, hidden_input, scores + begin);
       for (std::int64_t f = begin; f < end; ++f) scores[f] += bias[f];
-      counts[b] = list_block(scores, begin, end, indices);
+      // what is not a number is selected
+      counts[b] = list_block(begin, end, indices, [&](std::int64_t f) { return !(scores[f] <= 0.f); });
     });
     pool.wait(2, blocks);
   };
   run_job(context.pool, rank * (p1.columns * item_bytes(p1.dtype) + neurons * item_bytes(p2.dtype)), job);
-  std::int64_t n = 0;
-  for (std::int64_t b = 0; b < blocks; ++b) {
-    __builtin_memmove(indices + n, indices + b * block, static_cast<std::size_t>(counts[b]) * sizeof(std::int32_t));
-    n += counts[b];
-  }
+  const std::int64_t n = join_blocks(block, blocks, counts, indices);
   return cap > 0 && n > cap ? keep_highest(scores, indices, n, cap) : n;
 }
 

@@ -8,6 +8,9 @@
 //   now     its values are known: its out-weights are added, while the in-weights of `after` are fetched
 //   then    its in-weights are here: its values are computed, while the out-weights of `now` are fetched
 //   after   its neurons are known
+//
+// Where the gates are given, a neuron's in-weights are its up row alone.
+#include "neuron.hpp"
 #include "teams.hpp"
 
 namespace winnow::WINNOW_LEVEL {
@@ -18,18 +21,18 @@ struct Mlp {
   Teams teams;
   Activation activation;
   const Input<W>* x;
-  float* sums;  // [team, width]
+  const float* gates;  // of every neuron, activated, or null: to be computed
+  float* sums;         // [team, width]
+  Parts<W> parts{records};
 
-  std::int64_t out_part() const { return (records.gated ? 2 : 1) * records.width; }
-  std::int64_t bias_offset() const {
-    return ((out_part() + records.width) * static_cast<std::int64_t>(sizeof(W)) + 3) / 4 * 4;
-  }
+  std::int64_t first() const { return gates ? parts.up() : 0; }  // what is read of a record, in elements from its start
 };
 
 template <class W>
 struct Group {
-  const W *in[kRows], *out[kRows];  // the last neuron stands in for those that are missing
-  float values[kRows];              // of the `firing` neurons whose rows are out[0], out[1], ...
+  const W *in[kRows], *out[kRows];  // in: from `first` on; the last neuron stands in for those that are missing
+  const float* biases[kRows];
+  float values[2 * kRows] = {};  // of the `firing` neurons whose rows are out[0], out[1], ...; before, the given gates
   int size = 0, firing = 0;
   std::int64_t team = 0;
   bool is_first = false, is_last = false;  // of its team
@@ -49,9 +52,11 @@ class Stream {
     group.is_first = at_ == 0;
     for (int r = 0; r < kRows; ++r) {
       const std::int64_t j = at_ + r < count_ ? at_ + r : count_ - 1;
-      const char* record = mlp_.records.data + mlp_.teams.neuron(team_, j) * mlp_.records.record_bytes;
-      group.in[r] = reinterpret_cast<const W*>(record);
-      prefetch(record + mlp_.bias_offset());
+      const std::int64_t neuron = mlp_.teams.neuron(team_, j);
+      group.in[r] = mlp_.parts.row(neuron) + mlp_.first();
+      group.values[r] = mlp_.gates ? mlp_.gates[neuron] : 0.f;
+      group.biases[r] = mlp_.parts.biases(neuron);
+      prefetch(group.biases[r]);
     }
     group.size = static_cast<int>(count_ - at_ < kRows ? count_ - at_ : kRows);
     at_ += group.size;
@@ -74,40 +79,28 @@ class Stream {
   std::int64_t team_ = 0, at_ = 0, count_ = 0;
 };
 
-// act(v) for eight values; what is not a number stays so.
-static void activate(Activation activation, float v[2 * kRows]) {
-  if (activation == Activation::relu) {
-    for (int r = 0; r < kRows; ++r) v[r] = v[r] > 0.f ? v[r] : (v[r] != v[r] ? v[r] : 0.f);
-    return;
-  }
-  for (int r = 0; r < kRows; r += kLanes) {
-    const Floats a = load(v + r);
-    store(v + r, a / (splat(1.f) + exponential(zero() - a)));
-  }
-}
-
 // Computes the values of a group and keeps the neurons that fire, all of them where `keep_all`.
 template <class W>
 static void evaluate(const Mlp<W>& mlp, Group<W>& group, bool keep_all, const W* const fetch[kRows]) {
   const std::int64_t width = mlp.records.width;
-  float values[2 * kRows] = {}, ups[kRows];
+  float* values = group.values;
   const W* up[kRows];
-  for (int r = 0; r < kRows; ++r) up[r] = group.in[r] + width;
-  const auto bias = [&](int r) {
-    return reinterpret_cast<const float*>(reinterpret_cast<const char*>(group.in[r]) + mlp.bias_offset());
-  };
-  dot8(group.in, mlp.x, width, values, mlp.records.gated ? up : fetch);
-  for (int r = 0; r < kRows; ++r) values[r] += bias(r)[0];
-  activate(mlp.activation, values);
+  for (int r = 0; r < kRows; ++r) up[r] = group.in[r] + (mlp.parts.up() - mlp.first());
+  if (!mlp.gates) {
+    dot8(group.in, mlp.x, width, values, mlp.records.gated ? up : fetch);
+    for (int r = 0; r < kRows; ++r) values[r] += group.biases[r][0];
+    activate(mlp.activation, values);
+  }
   if (mlp.records.gated) {
+    float ups[kRows];
     dot8(up, mlp.x, width, ups, fetch);
-    for (int r = 0; r < kRows; ++r) values[r] = values[r] == 0.f ? 0.f : values[r] * (ups[r] + bias(r)[1]);
+    for (int r = 0; r < kRows; ++r) values[r] = values[r] == 0.f ? 0.f : values[r] * (ups[r] + group.biases[r][1]);
   }
   group.firing = 0;
   for (int r = 0; r < group.size; ++r) {
     if (keep_all || !(values[r] == 0.f)) {
-      group.values[group.firing] = values[r];
-      group.out[group.firing++] = group.in[r] + mlp.out_part();
+      values[group.firing] = values[r];
+      group.out[group.firing++] = group.in[r] + (mlp.parts.out() - mlp.first());
     }
   }
   for (int r = group.firing; r < kRows && group.firing > 0; ++r) group.out[r] = group.out[group.firing - 1];
@@ -159,11 +152,11 @@ static void join(const float* sums, const Teams& teams, std::int64_t width, std:
 
 template <class W>
 static void mlp_typed(Context& context, const float* x, const NeuronRecords& records, const std::int32_t* indices,
-                      std::int64_t count, Activation activation, float* out) {
+                      std::int64_t count, Activation activation, const float* gates, float* out) {
   const std::int64_t width = records.width;
   auto* room = static_cast<std::int32_t*>(context.scratch.bytes(2, (indices ? count : 0) * 4 + 4));
   const Mlp<W> mlp{records, Teams(records.neurons, indices, count, room), activation,
-                   input<W>(x, width, context.scratch.floats(0, input_floats(width))),
+                   input<W>(x, width, context.scratch.floats(0, input_floats(width))), gates,
                    context.scratch.floats(1, kMaxTeams * width)};
   const std::int64_t pieces = width < 512 ? 1 : context.pool.threads();
   auto job = [&](Pool& pool) {
@@ -178,11 +171,11 @@ static void mlp_typed(Context& context, const float* x, const NeuronRecords& rec
 }
 
 void mlp(Context& context, const float* x, const NeuronRecords& records, const std::int32_t* indices,
-         std::int64_t count, Activation activation, float* out) {
+         std::int64_t count, Activation activation, const float* gates, float* out) {
   if (records.dtype == Dtype::bfloat16) {
-    mlp_typed<bf16>(context, x, records, indices, count, activation, out);
+    mlp_typed<bf16>(context, x, records, indices, count, activation, gates, out);
   } else {
-    mlp_typed<float>(context, x, records, indices, count, activation, out);
+    mlp_typed<float>(context, x, records, indices, count, activation, gates, out);
   }
 }
 

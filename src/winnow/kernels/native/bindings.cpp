@@ -106,8 +106,21 @@ class Cpu {
     return kernels_.active_set(context_, x.data(), p1, p2, bias.data(), cap, indices.data());
   }
 
-  void gathered_mlp(In x, const NeuronRecords& records, Array<const std::int32_t, 1> indices, int activation, Out out) {
+  std::int64_t gate_set(In x, const NeuronRecords& records, In thresholds, int activation,
+                        Array<std::int32_t, 1> indices, Out gates) {
+    expect("x", length(x), records.width);
+    expect("thresholds", length(thresholds), records.neurons);
+    expect("indices", length(indices), records.neurons);
+    check_gates(records, length(gates));
+    Call call(*this);
+    return kernels_.gate_set(context_, x.data(), records, thresholds.data(), static_cast<Activation>(activation),
+                             indices.data(), gates.data());
+  }
+
+  void gathered_mlp(In x, const NeuronRecords& records, Array<const std::int32_t, 1> indices, int activation, Out out,
+                    std::optional<In> gates) {
     check_mlp(x, records, out);
+    if (gates) check_gates(records, length(*gates));
     const std::int64_t count = length(indices);
     std::uint32_t highest = 0;  // a negative index is a high one
     for (std::int64_t a = 0; a < count; ++a) {
@@ -119,13 +132,14 @@ class Cpu {
                                   std::to_string(records.neurons - 1) + ".");
     }
     Call call(*this);
-    kernels_.mlp(context_, x.data(), records, indices.data(), count, static_cast<Activation>(activation), out.data());
+    kernels_.mlp(context_, x.data(), records, indices.data(), count, static_cast<Activation>(activation),
+                 gates ? gates->data() : nullptr, out.data());
   }
 
   void dense_mlp(In x, const NeuronRecords& records, int activation, Out out) {
     check_mlp(x, records, out);
     Call call(*this);
-    kernels_.mlp(context_, x.data(), records, nullptr, records.neurons, static_cast<Activation>(activation),
+    kernels_.mlp(context_, x.data(), records, nullptr, records.neurons, static_cast<Activation>(activation), nullptr,
                  out.data());
   }
 
@@ -157,6 +171,11 @@ class Cpu {
   static void check_mlp(const In& x, const NeuronRecords& records, const Out& out) {
     expect("x", length(x), records.width);
     expect("out", length(out), records.width);
+  }
+
+  static void check_gates(const NeuronRecords& records, std::int64_t gates) {
+    if (!records.gated) throw std::invalid_argument("the records are ungated, expected gated ones.");
+    expect("gates", gates, records.neurons);
   }
 
   const Kernels& kernels_;
@@ -214,8 +233,10 @@ NB_MODULE(_native, m) {
       .def("attend", &Cpu::attend, arg().noconvert(), arg(), arg(), arg(), arg(), arg().noconvert(), Unlocked())
       .def("active_set", &Cpu::active_set, arg().noconvert(), arg(), arg(), arg().noconvert(), arg(),
            arg().noconvert(), Unlocked())
+      .def("gate_set", &Cpu::gate_set, arg().noconvert(), arg(), arg().noconvert(), arg(), arg().noconvert(),
+           arg().noconvert(), Unlocked())
       .def("gathered_mlp", &Cpu::gathered_mlp, arg().noconvert(), arg(), arg().noconvert(), arg(), arg().noconvert(),
-           Unlocked())
+           arg().none().noconvert() = nb::none(), Unlocked())
       .def("dense_mlp", &Cpu::dense_mlp, arg().noconvert(), arg(), arg(), arg().noconvert(), Unlocked())
       .def("read_bandwidth", &Cpu::bandwidth, Unlocked());
 }

@@ -63,9 +63,11 @@ struct Kernels {
                  float scale, float* out);
   std::int64_t (*active_set)(Context&, const float* x, const Matrix& p1, const Matrix& p2, const float* bias,
                              std::int64_t cap, std::int32_t* indices);
-  // indices null: all neurons, and every byte of them.
+  std::int64_t (*gate_set)(Context&, const float* x, const NeuronRecords&, const float* thresholds, Activation,
+                           std::int32_t* indices, float* gates);
+  // indices null: all neurons, and every byte of them. gates null: to be computed; otherwise those of every neuron.
   void (*mlp)(Context&, const float* x, const NeuronRecords&, const std::int32_t* indices, std::int64_t count,
-              Activation, float* out);
+              Activation, const float* gates, float* out);
   float (*read)(const char* memory, std::int64_t bytes, bool prefetching);
 };
 

@@ -12,7 +12,9 @@ void append_kv(const KvBlock&, std::int64_t, const float*, const float*);
 void attend(Context&, const float*, std::int64_t, const KvBlock&, std::int64_t, std::int64_t, float, float*);
 std::int64_t active_set(Context&, const float*, const Matrix&, const Matrix&, const float*, std::int64_t,
                         std::int32_t*);
-void mlp(Context&, const float*, const NeuronRecords&, const std::int32_t*, std::int64_t, Activation, float*);
+std::int64_t gate_set(Context&, const float*, const NeuronRecords&, const float*, Activation, std::int32_t*, float*);
+void mlp(Context&, const float*, const NeuronRecords&, const std::int32_t*, std::int64_t, Activation, const float*,
+         float*);
 
 // Reads memory in order; the sum is returned so that the loads are not left out.
 template <bool kPrefetch>
@@ -41,8 +43,8 @@ static float read(const char* memory, std::int64_t bytes, bool prefetching) {
 }
 
 const Kernels& kernels() {
-  static constexpr Kernels table = {linear,    layer_norm, rms_norm,   rotate, append_kv,
-                                    attend,    active_set, mlp,        read};
+  static constexpr Kernels table = {linear, layer_norm, rms_norm, rotate, append_kv,
+                                    attend, active_set, gate_set, mlp,    read};
   return table;
 }
 

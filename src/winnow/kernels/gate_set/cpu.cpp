@@ -1,0 +1,67 @@
+// The gate rows of gated records, a third of each: every neuron's gate, then one ascending list.
+#include "../active_set/listing.hpp"
+#include "../gathered_mlp/neuron.hpp"
+#include "../linear/product.hpp"
+
+namespace winnow::WINNOW_LEVEL {
+
+// The gates of the neurons begin..end-1. Eight rows are multiplied while the eight after them are fetched, those from
+// `ahead` on after the last; nothing if that is negative. The bits of a gate are those of the MLP.
+template <class W>
+static void gates_of(const Parts<W>& parts, std::int64_t begin, std::int64_t end, std::int64_t ahead,
+                     const Input<W>* x, Activation activation, float* gates) {
+  const std::int64_t last = parts.records.neurons - 1;
+  const auto point = [&](const W* rows[kRows], std::int64_t first) {
+    for (int r = 0; r < kRows; ++r) {  // the last neuron stands in for those that are missing
+      const std::int64_t neuron = first + r < last ? first + r : last;
+      rows[r] = parts.row(neuron);
+      prefetch(parts.biases(neuron));
+    }
+  };
+  const W *rows[kRows], *next[kRows] = {};
+  point(rows, begin);
+  for (std::int64_t f = begin; f < end; f += kRows) {
+    const std::int64_t then = f + kRows < end ? f + kRows : ahead;
+    if (then >= 0) point(next, then);
+    float values[2 * kRows] = {};
+    dot8(rows, x, parts.records.width, values, then >= 0 ? next : nullptr);
+    const int size = static_cast<int>(f + kRows < end ? kRows : end - f);
+    for (int r = 0; r < size; ++r) values[r] += parts.biases(f + r)[0];
+    activate(activation, values);
+    for (int r = 0; r < size; ++r) gates[f + r] = values[r];
+    for (int r = 0; r < kRows; ++r) rows[r] = next[r];
+  }
+}
+
+template <class W>
+static std::int64_t gate_set_typed(Context& context, const float* x, const NeuronRecords& records,
+                                   const float* thresholds, Activation activation, std::int32_t* indices,
+                                   float* gates) {
+  const std::int64_t neurons = records.neurons, row_bytes = records.width * static_cast<std::int64_t>(sizeof(W));
+  const std::int64_t block = block_rows(neurons, row_bytes), blocks = (neurons + block - 1) / block;
+  const Input<W>* laid_out = input<W>(x, records.width, context.scratch.floats(0, input_floats(records.width)));
+  auto* counts = static_cast<std::int64_t*>(context.scratch.bytes(3, blocks * 8));
+  const Parts<W> parts{records};
+  auto job = [&](Pool& pool) {
+    each_block_ahead(pool, 0, blocks, [&](std::int64_t b, std::int64_t next) {
+      const std::int64_t begin = b * block, end = begin + block < neurons ? begin + block : neurons;
+      gates_of<W>(parts, begin, end, next < 0 ? -1 : next * block, laid_out, activation, gates);
+      counts[b] = list_block(begin, end, indices, [&](std::int64_t f) {
+        return !(__builtin_fabsf(gates[f]) <= thresholds[f]);  // what is not a number is selected
+      });
+    });
+    pool.wait(0, blocks);
+  };
+  run_job(context.pool, neurons * row_bytes, job);
+  return join_blocks(block, blocks, counts, indices);
+}
+
+std::int64_t gate_set(Context& context, const float* x, const NeuronRecords& records, const float* thresholds,
+                      Activation activation, std::int32_t* indices, float* gates) {
+  if (records.dtype == Dtype::bfloat16) {
+    return gate_set_typed<bf16>(context, x, records, thresholds, activation, indices, gates);
+  }
+  return gate_set_typed<float>(context, x, records, thresholds, activation, indices, gates);
+}
+
+}  // namespace winnow::WINNOW_LEVEL
