@@ -8,7 +8,7 @@ from tests.engine.tiny import VARIANTS, tiny_model
 from winnow.base.rng import generator
 from winnow.engine import DictSource, KvCache, forward, load_weights, parse_config, prefill
 from winnow.engine.decode import Decoder
-from winnow.engine.sparsity.fidelity import SparseMlp
+from winnow.engine.sparsity import SparseMlp
 from winnow.engine.synthetic import opt_config, synthetic_model
 from winnow.kernels import open_cpu
 

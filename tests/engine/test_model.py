@@ -19,7 +19,7 @@ from winnow.engine import (
     tensor_shapes,
 )
 from winnow.engine.families.rope import rotary_table, rotate
-from winnow.engine.model import CHUNK
+from winnow.engine.model import CHUNK, MlpInputs
 from winnow.engine.weights import Layer, Weights
 
 LLAMA = {
@@ -79,10 +79,10 @@ def test_prefill_in_chunks_is_forward_in_one_piece(weights: Weights, n_tokens: i
 def test_chunks_end_at_multiples_of_256_wherever_a_prompt_starts(weights: Weights) -> None:
     sizes = []
 
-    def record(index: int, layer: Layer, x: Tensor) -> Tensor:
+    def record(index: int, layer: Layer, inputs: MlpInputs) -> Tensor:
         if index == 0:
-            sizes.append(len(x))
-        return dense_mlp(index, layer, x)
+            sizes.append(len(inputs.own))
+        return dense_mlp(index, layer, inputs)
 
     cache = cache_for(weights, 700)
     prefill(weights, some_ids(100), cache, mlp=record)
@@ -109,9 +109,9 @@ def test_later_tokens_change_nothing_before_them(weights: Weights) -> None:
 def test_the_slot_sees_every_layer_in_order_and_its_output_is_what_is_added(weights: Weights) -> None:
     seen = []
 
-    def silent(index: int, layer: Layer, x: Tensor) -> Tensor:
-        seen.append((index, layer is weights.layers[index], tuple(x.shape)))
-        return torch.zeros_like(x)
+    def silent(index: int, layer: Layer, inputs: MlpInputs) -> Tensor:
+        seen.append((index, layer is weights.layers[index], tuple(inputs.own.shape)))
+        return torch.zeros_like(inputs.own)
 
     ids = some_ids(5)
     without = forward(weights, ids, cache_for(weights, 5), mlp=silent)
@@ -130,7 +130,7 @@ def test_the_dense_mlp_is_the_sum_over_all_neurons(weights: Weights) -> None:
         expected += fires[:, None] * records.w_out[neuron].double()
     assert layer.mlp_bias is not None
     torch.testing.assert_close(
-        dense_mlp(0, layer, x).double(), expected + layer.mlp_bias, rtol=1e-5, atol=1e-5
+        dense_mlp(0, layer, MlpInputs(x, x, x)).double(), expected + layer.mlp_bias, rtol=1e-5, atol=1e-5
     )
 
 

@@ -12,7 +12,16 @@ from winnow.base.errors import ModelError, UsageError
 from winnow.base.rng import generator
 from winnow.engine import DictSource, load_weights, parse_config
 from winnow.engine.model import activations
-from winnow.engine.sparsity import CalibrationOptions, Plan, calibrate, compare, find_plan, open_plan, windows
+from winnow.engine.sparsity import (
+    CalibrationOptions,
+    Plan,
+    calibrate,
+    compare,
+    find_plan,
+    open_plan,
+    read_plan,
+    windows,
+)
 from winnow.engine.sparsity.frontier import _inverse_loss_root, _loss_root, frontier
 from winnow.engine.sparsity.observe import LayerInputs, observe
 from winnow.engine.sparsity.plan import FILE_NAME, KEY, Provenance
@@ -187,8 +196,9 @@ def test_a_saved_plan_is_read_back_whole(model, plan, tmp_path):
     plan.save(path)
     plan.save(tmp_path / "twice")
     assert path.read_bytes() == (tmp_path / "twice").read_bytes()
-    again = open_plan(path, model.weights.config, "a" * 64)
+    again = open_plan(path, model.weights.config, "a" * 64, "fp32")
     assert again.provenance == plan.provenance
+    assert again.quality == plan.quality
     assert again.n_bytes == plan.n_bytes
     for ours, read in zip(plan.layers, again.layers, strict=True):
         assert (ours is None) == (read is None)
@@ -198,7 +208,7 @@ def test_a_saved_plan_is_read_back_whole(model, plan, tmp_path):
 
 def test_a_layer_without_predictor_runs_dense_after_reading(model, tmp_path):
     Plan(provenance(), (None, model.predictors[1])).save(tmp_path / "p.safetensors")
-    again = open_plan(tmp_path / "p.safetensors", model.weights.config, "a" * 64)
+    again = read_plan(tmp_path / "p.safetensors", model.weights.config, "a" * 64)
     assert again.layers[0] is None
     assert again.layers[1] is not None
 
@@ -206,7 +216,7 @@ def test_a_layer_without_predictor_runs_dense_after_reading(model, tmp_path):
 def test_refuses_the_plan_of_another_model(model, plan, tmp_path):
     plan.save(tmp_path / "p.safetensors")
     with pytest.raises(ModelError, match="belongs to the model aaaaaaaaaaaa"):
-        open_plan(tmp_path / "p.safetensors", model.weights.config, "c" * 64)
+        read_plan(tmp_path / "p.safetensors", model.weights.config, "c" * 64)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +226,8 @@ def test_refuses_the_plan_of_another_model(model, plan, tmp_path):
         (lambda t, m: t.update({"layers.1.bias": torch.zeros(7)}), "shapes"),
         (lambda t, m: m.update({KEY: '{"format": "winnow-plan/99"}'}), "format winnow-plan/99"),
         (lambda t, m: m.pop(KEY), "broken header"),
-        (lambda t, m: m.update({KEY: '{"format": "winnow-plan/1"}'}), "broken header"),
+        (lambda t, m: m.update({KEY: '{"format": "winnow-plan/2"}'}), "broken header"),
+        (lambda t, m: m.update({KEY: '{"format": "winnow-plan/1"}'}), "format winnow-plan/1"),
         (lambda t, m: m.update({KEY: "[1]"}), "broken header"),
         (lambda t, m: m.update({KEY: "not json"}), "broken header"),
     ],
@@ -230,15 +241,15 @@ def test_refuses_a_damaged_plan(damage, message, model, tmp_path):
     damage(tensors, metadata)
     save_file(tensors, path, metadata=metadata)
     with pytest.raises(ModelError, match=message):
-        open_plan(path, model.weights.config, "a" * 64)
+        read_plan(path, model.weights.config, "a" * 64)
 
 
 def test_refuses_what_is_no_plan_at_all(model, tmp_path):
     with pytest.raises(ModelError, match="No plan at"):
-        open_plan(tmp_path / "absent", model.weights.config, "a")
+        read_plan(tmp_path / "absent", model.weights.config, "a")
     (tmp_path / "text").write_text("not a plan")
     with pytest.raises(ModelError, match="not a plan"):
-        open_plan(tmp_path / "text", model.weights.config, "a")
+        read_plan(tmp_path / "text", model.weights.config, "a")
 
 
 def test_find_plan_finds_nothing_where_there_is_none(tmp_path):

@@ -9,10 +9,19 @@ from winnow.cli.opening import open_checkpoint
 from winnow.cli.show import quantity, share, show_json, show_pairs, show_table
 from winnow.engine.checkpoint import Checkpoint
 from winnow.engine.config import ModelConfig
-from winnow.engine.sparsity import LowRankPredictor, Plan, find_plan, open_plan
+from winnow.engine.sparsity import LowRankPredictor, Plan, find_plan, read_plan
 from winnow.kernels import relu
 
 SHAPE = ("n_layers", "width", "n_heads", "n_kv_heads", "head_width", "n_neurons", "vocab_size", "n_positions")
+
+# What is counted of each layer, and the heads of the columns.
+COUNTS = {
+    "density": "density",
+    "fired": "fired",
+    "recall": "recall",
+    "precision": "precision",
+    "weighted_recall": "weighted",
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -21,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     for note in checkpoint.notes:
         say(note)
     path = find_plan(checkpoint.directory)
-    plan = open_plan(path, checkpoint.config, checkpoint.content_hash()) if path else None
+    plan = read_plan(path, checkpoint.config, checkpoint.content_hash()) if path else None
     model = _model(checkpoint)
     if arguments.json:
         show_json({**model, "plan": plan and _plan(plan, checkpoint.config)})
@@ -60,35 +69,52 @@ def _tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
 
 
 def _plan(plan: Plan, config: ModelConfig) -> dict[str, object]:
-    layers = [
-        {"rank": each.rank, "bytes": each.n_bytes, "share": _share_of_mlp(each, config)} if each else None
-        for each in plan.layers
-    ]
-    weights = (3 if config.is_gated else 2) * config.width * config.n_neurons * config.n_layers
-    share_of_mlp = plan.n_bytes / (2 * weights)  # bfloat16
+    share_of_mlp = plan.n_bytes / (_mlp_bytes(config) * config.n_layers)
+    layers = [_layer(plan, index, config) for index in range(len(plan.layers))]
     return {**asdict(plan.provenance), "bytes": plan.n_bytes, "share_of_mlp": share_of_mlp, "layers": layers}
 
 
-def _share_of_mlp(predictor: LowRankPredictor, config: ModelConfig) -> float:
-    """Return the predictor's bytes over those of the MLP's matrices in bfloat16."""
-    weights = (3 if config.is_gated else 2) * config.width * config.n_neurons
-    return predictor.n_bytes / (2 * weights)  # bfloat16
+def _layer(plan: Plan, index: int, config: ModelConfig) -> dict[str, object]:
+    """Return what the plan says of one layer; None stands where there is nothing to say."""
+    predictor = plan.layers[index]
+    counts = asdict(plan.quality[index]) if plan.quality else dict.fromkeys(COUNTS)
+    if predictor is None:
+        return {"kind": "dense", "lookahead": None, "rank": None, "bytes": 0, "share": 0.0, **counts}
+    return {
+        "kind": predictor.kind,
+        "lookahead": predictor.lookahead.value,
+        "rank": predictor.rank if isinstance(predictor, LowRankPredictor) else None,
+        "bytes": predictor.n_bytes,
+        "share": predictor.n_bytes / _mlp_bytes(config),
+        **counts,
+    }
+
+
+def _mlp_bytes(config: ModelConfig) -> int:
+    """Return the bytes of one MLP's matrices in bfloat16."""
+    return 2 * (3 if config.is_gated else 2) * config.width * config.n_neurons
 
 
 def _show_plan(plan: Plan, config: ModelConfig) -> None:
-    rows = [
-        [str(index), str(each.rank), quantity(each.n_bytes), share(_share_of_mlp(each, config))]
-        if each
-        else [str(index), "dense", "", ""]
-        for index, each in enumerate(plan.layers)
-    ]
     found = plan.provenance
     title = (
-        f"plan: {found.predictor}, {found.lookahead}; KLD {found.measured_kld:.2g} nats "
-        f"(target {found.target_kld:g}), density {share(found.measured_density)}, "
-        f"recall {share(found.measured_recall)} on {found.validation_tokens} held-out tokens"
+        f"plan: {found.predictor}, {found.lookahead}, for {' and '.join(found.precisions)}; "
+        f"KLD {found.measured_kld:.2g} nats (target {found.target_kld:g}), "
+        f"density {share(found.measured_density)}, recall {share(found.measured_recall)} "
+        f"on {found.validation_tokens} held-out tokens"
     )
-    show_table(title, ("layer", "rank", "predictor", "of the MLP"), rows)
+    rows = [_cells(index, _layer(plan, index, config)) for index in range(len(plan.layers))]
+    columns = ("layer", "kind", "reads", "rank", "bytes", "of the MLP", *COUNTS.values())
+    show_table(title, columns, rows)
+
+
+def _cells(index: int, layer: dict) -> list[str]:
+    counts = ["" if layer[name] is None else share(layer[name]) for name in COUNTS]
+    if layer["kind"] == "dense":
+        return [str(index), "dense", "", "", "", "", *counts]
+    rank = "" if layer["rank"] is None else str(layer["rank"])
+    own = [layer["kind"], layer["lookahead"], rank, quantity(layer["bytes"]), share(layer["share"])]
+    return [str(index), *own, *counts]
 
 
 def _no_plan(config: ModelConfig) -> str:

@@ -3,12 +3,13 @@
     x = embedding of the token
     for each layer:
         x += attention(norm(x))            every head, keys and values from the cache
-        active = predictor(norm(x))        which neurons will fire: a low-rank guess
+        active = predictor(norm(x))        which neurons to compute: a low-rank guess, or their gates
         x += mlp(norm(x), active)          one contiguous record per active neuron
     logits = head(norm(x))
 
 `model.py` defines the same act in plain torch. Here every line is one kernel call on buffers made once.
-A layer without a predictor computes all its neurons.
+A predictor runs as soon as what it reads is known, which may be before the layer's attention or in the
+layer below (Lookahead). A layer without a predictor computes all its neurons.
 """
 
 import time
@@ -22,7 +23,7 @@ from jaxtyping import Float32
 from winnow.engine.cache import KvCache
 from winnow.engine.config import ModelConfig
 from winnow.engine.families import rotary_table
-from winnow.engine.sparsity.predictor import LowRankPredictor
+from winnow.engine.sparsity.predictor import GatePredictor, Lookahead, Predictor
 from winnow.engine.weights import Linear, Norm, Weights
 from winnow.kernels import Cpu
 
@@ -35,8 +36,9 @@ Rotation = tuple[Float32[np.ndarray, " E_half"], Float32[np.ndarray, " E_half"]]
 class DecodeCounts:
     """What was selected, read and waited for since `Decoder.start`, layer by layer.
 
-    `seconds` covers a layer whole, attention included. Bytes are the weights, predictors, keys and values
-    that the steps were asked to read; of a selected neuron that turned out not to fire the kernel reads half.
+    `seconds` covers a layer whole, attention included, and the predictor of the layer above where that reads
+    this layer's input. Bytes are the weights, predictors, keys and values that the steps were asked to read;
+    of a selected neuron that turned out not to fire the kernel reads half.
     """
 
     n_neurons: int
@@ -58,6 +60,31 @@ class DecodeCounts:
 
 
 @final
+@dataclass(frozen=True)
+class Schedule:
+    """Which layers' predictors run at each layer: when its attention's input is known, and its MLP's."""
+
+    at_attention: tuple[tuple[int, ...], ...]
+    at_mlp: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, predictors: Sequence[Predictor | None]) -> "Schedule":
+        """Return the earliest time for each: where what it reads is first known."""
+        at_attention: list[list[int]] = [[] for _ in predictors]
+        at_mlp: list[list[int]] = [[] for _ in predictors]
+        for index, predictor in enumerate(predictors):
+            if predictor is None:
+                continue
+            if predictor.lookahead is Lookahead.SAME:
+                at_mlp[index].append(index)
+            elif predictor.lookahead is Lookahead.NEXT and index > 0:
+                at_mlp[index - 1].append(index)
+            else:
+                at_attention[index].append(index)
+        return cls(tuple(map(tuple, at_attention)), tuple(map(tuple, at_mlp)))
+
+
+@final
 class Decoder:
     """Decodes token by token on the CPU, counting as it goes.
 
@@ -65,12 +92,14 @@ class Decoder:
     and the records of the selected neurons. One sequence at a time.
     """
 
-    def __init__(self, weights: Weights, predictors: Sequence[LowRankPredictor | None], cpu: Cpu) -> None:
+    def __init__(self, weights: Weights, predictors: Sequence[Predictor | None], cpu: Cpu) -> None:
         """Make the buffers; no weight is copied."""
         self.weights = weights
         self.predictors = predictors
         self.cpu = cpu
+        self.schedule = Schedule.of(predictors)
         self.buffers = _Buffers(weights.config)
+        self.n_active = [weights.config.n_neurons] * len(predictors)  # of the step under way
         self.counts = self.start()
 
     def start(self) -> DecodeCounts:
@@ -91,10 +120,12 @@ class Decoder:
             before_s = time.perf_counter()
             if weights.config.is_pre_norm:
                 self._norm(layer.attention_norm, x, buffers.normed)
+                self._select(self.schedule.at_attention[index], buffers.normed)
                 x += self._attention(index, buffers.normed, cache, rotation)
                 self._norm(layer.mlp_norm, x, buffers.normed)
                 x += self._mlp(index, buffers.normed)
             else:  # OPT-350m norms after the sum
+                self._select(self.schedule.at_attention[index], x)
                 x += self._attention(index, x, cache, rotation)
                 self._norm(layer.attention_norm, x, x)
                 x += self._mlp(index, x)
@@ -139,20 +170,30 @@ class Decoder:
         self.counts.n_bytes[index] += layer.qkv.n_bytes + layer.out.n_bytes + kv_bytes
         return self._linear(layer.out, buffers.mixed.reshape(-1), buffers.attended)
 
+    def _select(self, layers: Sequence[int], view: Vector) -> None:
+        """Let the predictors of `layers`, which read `view`, list the neurons to compute."""
+        for index in layers:
+            predictor, indices = self.predictors[index], self.buffers.active[index % 2]
+            if isinstance(predictor, GatePredictor):
+                layer = self.weights.layers[index]
+                self.n_active[index] = predictor.apply(layer, view, indices, self.buffers.gates)
+            elif predictor is not None:
+                self.n_active[index] = predictor.apply(self.cpu, view, indices)
+
     def _mlp(self, index: int, x: Vector) -> Vector:
         """Return the contribution of the neurons that the predictor selects; of all where there is none."""
         layer, predictor, buffers = self.weights.layers[index], self.predictors[index], self.buffers
+        self._select(self.schedule.at_mlp[index], x)
+        n_active = self.n_active[index]
         if predictor is None:
-            n_active = layer.mlp.n_neurons
+            n_bytes = n_active * layer.mlp.record_bytes
             self.cpu.dense_mlp(x, layer.mlp, layer.activation, buffers.mlp)
         else:
-            bias = predictor.bias.numpy()
-            n_active = self.cpu.active_set(x, predictor.down, predictor.up, bias, 0, buffers.active)
-            active = buffers.active[:n_active]
+            n_bytes = predictor.bytes_read(layer.mlp, n_active)
+            active = buffers.active[index % 2][:n_active]
             self.cpu.gathered_mlp(x, layer.mlp, active, layer.activation, buffers.mlp)
-            self.counts.n_bytes[index] += predictor.n_bytes
         self.counts.active[index] += n_active
-        self.counts.n_bytes[index] += n_active * layer.mlp.record_bytes
+        self.counts.n_bytes[index] += int(n_bytes)
         if layer.mlp_bias is not None:
             buffers.mlp += layer.mlp_bias.numpy()
         return buffers.mlp
@@ -186,5 +227,7 @@ class _Buffers:
         self.v = self.qkv[n_q + n_kv :].reshape(config.n_kv_heads, config.head_width)
         self.mixed = np.empty((config.n_heads, config.head_width), np.float32)
         self.attended = np.empty(config.width, np.float32)
-        self.active = np.empty(config.n_neurons, np.int32)
+        # Two lists, by the parity of the layer: one may be made while the other is in use.
+        self.active = [np.empty(config.n_neurons, np.int32) for _ in range(2)]
+        self.gates = np.empty(config.n_neurons, np.float32)
         self.mlp = np.empty(config.width, np.float32)

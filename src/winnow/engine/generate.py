@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import final
 
 import numpy as np
 import torch
@@ -55,9 +56,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Stats:
-    """What a generation took. Decode speed leaves the prompt and the first token out."""
+    """What a generation took. Decode speed leaves the prompt and the first token out.
+
+    Of the prompt's tokens, `read_tokens` had to be read; a session's cache held the others.
+    """
 
     prompt_tokens: int
+    read_tokens: int
     tokens_per_second: float
     ttft_s: float
     mlp_density: float
@@ -89,6 +94,38 @@ def torch_threads(n_threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@final
+class Session:
+    """The cache of one conversation, for runs whose prompts begin alike.
+
+    Of a prompt, only the tokens after the longest beginning that the cache holds are read; what the cache
+    holds beyond it is forgotten. An interrupted run leaves what it had read and said. Memory grows with the
+    longest run so far, by doubling; one sequence at a time.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        """Hold nothing yet."""
+        self.weights = weights
+        self.cache: KvCache | None = None
+        self.tokens: list[int] = []  # the first cache.length of them are in the cache
+        self.n_read = 0  # of the last prompt
+
+    def begin(self, ids: Sequence[int], capacity: int) -> KvCache:
+        """Return the cache with the beginning of `ids`, its last token aside, and room for `capacity`."""
+        if self.cache is None:
+            self.cache = KvCache(self.weights.config, capacity, self.weights.embed.dtype)
+        elif self.cache.capacity < capacity:
+            most = self.weights.config.n_positions
+            self.cache.grow(max(capacity, min(2 * self.cache.capacity, most)))
+        held = self.tokens[: self.cache.length]
+        n_alike = next((i for i, (a, b) in enumerate(zip(ids, held, strict=False)) if a != b), None)
+        n_alike = min(len(ids), len(held)) if n_alike is None else n_alike
+        self.cache.length = min(n_alike, len(ids) - 1)  # the last token's logits are needed
+        self.tokens = list(ids)
+        self.n_read = len(ids) - self.cache.length
+        return self.cache
+
+
 class Engine:
     """A loaded model that generates text.
 
@@ -99,10 +136,15 @@ class Engine:
     def __init__(self, weights: Weights, tokenizer: Tokenizer, plan: Plan | None, threads: int) -> None:
         self.weights = weights
         self.tokenizer = tokenizer
-        self.plan = plan
         self.cpu = open_cpu(threads)
-        self.decoder = Decoder(weights, plan.layers if plan else (None,) * weights.config.n_layers, self.cpu)
+        self.use_plan(plan)
         self.last_stats: Stats | None = None
+
+    def use_plan(self, plan: Plan | None) -> None:
+        """Decode with `plan` from now on, None for every neuron; no weight is copied."""
+        self.plan = plan
+        layers = plan.layers if plan else (None,) * self.weights.config.n_layers
+        self.decoder = Decoder(self.weights, layers, self.cpu)
 
     def generate(  # noqa: PLR0913 (a public verb: the names its users expect)
         self,
@@ -163,10 +205,15 @@ class Engine:
         )
         return self.run(prompt, GenerateOptions(max_tokens, sampling, tuple(stop), ignore_eos, logprobs))
 
-    def run(self, prompt: str | Sequence[int], options: GenerateOptions) -> Iterator[Piece]:
-        """Yield pieces for one request; `generate` and `stream` are this with the options spelled out."""
+    def run(
+        self, prompt: str | Sequence[int], options: GenerateOptions, session: Session | None = None
+    ) -> Iterator[Piece]:
+        """Yield pieces for one request; `generate` and `stream` are this with the options spelled out.
+
+        A `session` keeps the cache for the next request; without one it is dropped at the end.
+        """
         ids = self._prompt_ids(prompt, options)
-        return self._run(ids, options)
+        return self._run(ids, options, session or Session(self.weights))
 
     def _prompt_ids(self, prompt: str | Sequence[int], options: GenerateOptions) -> list[int]:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
@@ -187,14 +234,14 @@ class Engine:
             )
         return ids
 
-    def _run(self, ids: list[int], options: GenerateOptions) -> Iterator[Piece]:
+    def _run(self, ids: list[int], options: GenerateOptions, session: Session) -> Iterator[Piece]:
         started_s = time.perf_counter()
         text = _Text(self.tokenizer, options.stop)
-        cache = KvCache(self.weights.config, len(ids) + options.max_tokens, self.weights.embed.dtype)
-        history = list(ids)
+        cache = session.begin(ids, len(ids) + options.max_tokens)
+        history = session.tokens
         counts = self.decoder.start()
         with torch_threads(self.cpu.threads), torch.inference_mode():
-            logits = prefill(self.weights, torch.tensor(ids), cache).numpy()
+            logits = prefill(self.weights, torch.tensor(ids[cache.length :]), cache).numpy()
         first_s = decode_s = 0.0
         for step in range(options.max_tokens):
             if step:
@@ -211,7 +258,7 @@ class Engine:
             reason = ("stop" if ends or text.stopped else "length") if last else None
             if last:
                 shown += text.flush()
-                self.last_stats = self._stats(len(ids), first_s, decode_s, counts)
+                self.last_stats = self._stats(session, len(ids), (first_s, decode_s), counts)
             yield Piece(shown, token, _logprob(logits, token) if options.logprobs else None, reason)
             if last:
                 return
@@ -222,9 +269,13 @@ class Engine:
             raise ResourceError("The model's output is not a number; its weights hold NaN or infinity.")
         return pick(logits, options.sampling, step, history)
 
-    def _stats(self, prompt_tokens: int, first_s: float, decode_s: float, counts: DecodeCounts) -> Stats:
+    def _stats(
+        self, session: Session, prompt_tokens: int, waited_s: tuple[float, float], counts: DecodeCounts
+    ) -> Stats:
+        first_s, decode_s = waited_s
         return Stats(
             prompt_tokens=prompt_tokens,
+            read_tokens=session.n_read,
             tokens_per_second=counts.steps / decode_s if decode_s > 0 else 0.0,
             ttft_s=first_s,
             mlp_density=counts.mlp_density,
@@ -307,7 +358,9 @@ def load(
     tokenizer = Tokenizer.open(checkpoint.directory)
     tokenizer.check_fits(weights.config.vocab_size)
     plan_path = find_plan(checkpoint.directory) if plan == "auto" else plan
-    opened = open_plan(Path(plan_path), weights.config, checkpoint.content_hash()) if plan_path else None
+    opened = None
+    if plan_path:
+        opened = open_plan(Path(plan_path), weights.config, checkpoint.content_hash(), dtype)
     return Engine(weights, tokenizer, opened, n_threads)
 
 

@@ -8,6 +8,8 @@ slot: `dense_mlp` fills it here, the sparse definition and the collectors of cal
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from jaxtyping import Float32, Int64
@@ -23,8 +25,22 @@ from winnow.kernels import KvBlock
 # is always cut at the same places, whatever else runs.
 CHUNK = 256
 
-# (layer index, layer, MLP input [T, D]) -> MLP output [T, D], its bias included
-Mlp = Callable[[int, Layer, Tensor], Tensor]
+
+@final
+@dataclass(frozen=True)
+class MlpInputs:
+    """What is known when an MLP's turn comes: its input, and the views from which neurons can be foretold.
+
+    All as the sublayer that they belong to reads them: behind its norm where the model norms before.
+    """
+
+    own: Float32[Tensor, "T D"]  # what the MLP reads
+    attention: Float32[Tensor, "T D"]  # what the attention of the same layer read
+    below: Float32[Tensor, "T D"]  # what the MLP of the layer below read; in layer 0, `attention`
+
+
+# (layer index, layer, views) -> MLP output [T, D], its bias included
+Mlp = Callable[[int, Layer, MlpInputs], Tensor]
 Rotation = tuple[Tensor, Tensor]  # cosine and sine, [T, E/2] each
 
 
@@ -87,9 +103,9 @@ def weighted_sum(layer: Layer, active: Float32[Tensor, "T F"]) -> Float32[Tensor
     return y if layer.mlp_bias is None else y + layer.mlp_bias
 
 
-def dense_mlp(index: int, layer: Layer, x: Float32[Tensor, "T D"]) -> Float32[Tensor, "T D"]:
+def dense_mlp(index: int, layer: Layer, inputs: MlpInputs) -> Float32[Tensor, "T D"]:
     """Return the output of all neurons; `index`, the layer's number, is for other fillers of the slot."""
-    return weighted_sum(layer, activations(layer, x))
+    return weighted_sum(layer, activations(layer, inputs.own))
 
 
 def hidden(
@@ -103,14 +119,16 @@ def hidden(
     _check_ids(ids, config.vocab_size, cache)
     x = embed(weights, ids, start)
     rotation = None if config.rope is None else rotary_table(config.rope, config.head_width, start, len(ids))
+    below = None
     for index, (layer, block) in enumerate(zip(weights.layers, cache.blocks, strict=True)):
         # Pre-norm: x + f(norm(x)). OPT-350m norms after the sum instead: norm(x + f(x)).
-        if config.is_pre_norm:
-            x = x + attention(layer, layer.attention_norm(x), block, start, rotation)
-            x = x + mlp(index, layer, layer.mlp_norm(x))
-        else:
-            x = layer.attention_norm(x + attention(layer, x, block, start, rotation))
-            x = layer.mlp_norm(x + mlp(index, layer, x))
+        read = layer.attention_norm(x) if config.is_pre_norm else x
+        x = x + attention(layer, read, block, start, rotation)
+        x = x if config.is_pre_norm else layer.attention_norm(x)
+        own = layer.mlp_norm(x) if config.is_pre_norm else x
+        x = x + mlp(index, layer, MlpInputs(own, read, read if below is None else below))
+        x = x if config.is_pre_norm else layer.mlp_norm(x)
+        below = own
     cache.length = start + len(ids)
     return x if weights.final_norm is None else weights.final_norm(x)
 

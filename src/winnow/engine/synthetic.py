@@ -17,7 +17,7 @@ from winnow.base.rng import generator
 from winnow.engine.cache import KvCache
 from winnow.engine.checkpoint import DictSource
 from winnow.engine.families import load_weights, parse_config
-from winnow.engine.model import dense_mlp, forward
+from winnow.engine.model import MlpInputs, dense_mlp, forward
 from winnow.engine.sparsity.predictor import LowRankPredictor
 from winnow.engine.weights import Layer, Weights
 from winnow.kernels import Matrix
@@ -148,14 +148,14 @@ def _shift_biases(weights: Weights, density: float, draws: torch.Generator) -> N
     config = weights.config
     ids = torch.randint(0, config.vocab_size, (SPREAD_TOKENS,), generator=draws)
 
-    def shifting(index: int, layer: Layer, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+    def shifting(index: int, layer: Layer, inputs: MlpInputs) -> Float[Tensor, "T D"]:
         w_in = layer.mlp.w_in.float()
         norms = w_in.norm(dim=-1)
-        z = (x.float() @ w_in.T) / norms  # [T, F], every neuron on one scale
+        z = (inputs.own @ w_in.T) / norms  # [T, F], every neuron on one scale
         n_above = max(math.ceil(density * z.numel()), 1)
         shift = z.flatten().kthvalue(z.numel() - n_above + 1).values
         layer.mlp.bias.copy_(-shift * norms)
-        y = dense_mlp(index, layer, x)
+        y = dense_mlp(index, layer, inputs)
         # Half of a ReLU's output is the same for every token; left in, it drowns what the tokens say.
         _out_bias(layer).copy_(-y.mean(0))
         return y + _out_bias(layer)

@@ -1,6 +1,7 @@
 """Sparsity: predictors, their calibration and what they cost in fidelity.   (floor 5 · engine)
 
-predictor.py    which neurons will fire, from a low-rank look at the layer's input
+predictor.py    which neurons to compute, from a look at an input of the layer or of one before it
+sparse_mlp.py   the definition of a winnowed MLP, and the shares of neurons it counts
 plan.py         the predictors of one model, in one file
 fidelity.py     sparse against dense, token by token
 observe.py      one dense pass: moments and samples of every layer's input
@@ -10,18 +11,25 @@ calibrate.py    the cheapest plan that keeps the fidelity asked for
 
 from winnow.engine.sparsity.calibrate import CalibrationOptions, calibrate
 from winnow.engine.sparsity.fidelity import Fidelity, compare, perplexity, windows
-from winnow.engine.sparsity.plan import Plan, find_plan, open_plan
-from winnow.engine.sparsity.predictor import LowRankPredictor
+from winnow.engine.sparsity.plan import Plan, find_plan, open_plan, read_plan
+from winnow.engine.sparsity.predictor import GatePredictor, Lookahead, LowRankPredictor, Predictor
+from winnow.engine.sparsity.sparse_mlp import LayerCounts, SparseMlp
 
 __all__ = [
     "CalibrationOptions",
     "Fidelity",
+    "GatePredictor",
+    "LayerCounts",
+    "Lookahead",
     "LowRankPredictor",
     "Plan",
+    "Predictor",
+    "SparseMlp",
     "calibrate",
     "compare",
     "find_plan",
     "open_plan",
     "perplexity",
+    "read_plan",
     "windows",
 ]

@@ -22,10 +22,11 @@ from torch import Tensor
 from winnow.base.errors import ModelError, UsageError
 from winnow.base.progress import Progress
 from winnow.engine.model import dense_mlp
-from winnow.engine.sparsity.fidelity import Fidelity, SparseMlp, compare, divergence, window_logits
+from winnow.engine.sparsity.fidelity import Fidelity, compare, divergence, window_logits
 from winnow.engine.sparsity.frontier import Choice, Frontier, frontier, mlp_bytes
 from winnow.engine.sparsity.observe import observe
 from winnow.engine.sparsity.plan import Plan, Provenance
+from winnow.engine.sparsity.sparse_mlp import SparseMlp
 from winnow.engine.weights import Weights
 from winnow.kernels import relu
 
@@ -209,4 +210,4 @@ class _Search:
             measured_recall=measured.predictor_recall,
             validation_tokens=measured.tokens,
         )
-        return Plan(provenance, layers), measured
+        return Plan(provenance, layers, measured.layers), measured

@@ -14,21 +14,12 @@ from torch import Tensor
 
 from winnow.base.errors import UsageError
 from winnow.engine.cache import KvCache
-from winnow.engine.model import activations, dense_mlp, forward, weighted_sum
+from winnow.engine.model import Mlp, dense_mlp, forward
 from winnow.engine.sparsity.plan import Plan
-from winnow.engine.sparsity.predictor import LowRankPredictor
-from winnow.engine.weights import Layer, Weights
+from winnow.engine.sparsity.sparse_mlp import LayerCounts, SparseMlp
+from winnow.engine.weights import Weights
 
 WINDOW_TOKENS = 512
-
-
-@dataclass(frozen=True)
-class LayerCounts:
-    """Shares of one layer's neurons over a text: selected, fired, and fired that were selected."""
-
-    density: float
-    fired: float
-    recall: float
 
 
 @dataclass(frozen=True)
@@ -48,33 +39,6 @@ class Fidelity:
     layers: tuple[LayerCounts, ...]
 
 
-class SparseMlp:
-    """The definition of a winnowed MLP, to be plugged into `forward`; it counts as it goes.
-
-    Equal to the dense MLP with the activations of unselected neurons set to zero.
-    """
-
-    def __init__(self, layers: Sequence[LowRankPredictor | None]) -> None:
-        self.layers = layers
-        self.counts = torch.zeros(len(layers), 4, dtype=torch.float64)  # seen, selected, fired, both
-
-    def __call__(self, index: int, layer: Layer, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
-        """Return the MLP's output for rows `x`, computed from the selected neurons."""
-        predictor = self.layers[index]
-        active = activations(layer, x)
-        fired = active != 0
-        selected = torch.ones_like(fired) if predictor is None else predictor.scores(x) > 0
-        both = (fired & selected).sum()
-        self.counts[index] += torch.stack([torch.tensor(fired.numel()), selected.sum(), fired.sum(), both])
-        return weighted_sum(layer, active * selected)
-
-    def shares(self) -> tuple[LayerCounts, ...]:
-        """Return what was counted, layer by layer."""
-        seen, selected, fired, both = self.counts.clamp_min(1e-300).unbind(-1)
-        rows = torch.stack([selected / seen, fired / seen, both / fired], dim=-1).tolist()
-        return tuple(LayerCounts(*row) for row in rows)
-
-
 def windows(ids: Sequence[int], begin: Sequence[int], size: int = WINDOW_TOKENS) -> list[Int64[Tensor, " _"]]:
     """Cut `ids` into windows of at most `size` tokens, each begun by `begin` (the tokens that open a text).
 
@@ -88,9 +52,7 @@ def windows(ids: Sequence[int], begin: Sequence[int], size: int = WINDOW_TOKENS)
     return kept
 
 
-def window_logits(
-    weights: Weights, ids: Int64[Tensor, " T"], mlp: Callable[..., Tensor]
-) -> Float[Tensor, "T V"]:
+def window_logits(weights: Weights, ids: Int64[Tensor, " T"], mlp: Mlp) -> Float[Tensor, "T V"]:
     """Return the logits of one window from an empty cache."""
     cache = KvCache(weights.config, capacity=len(ids), dtype=weights.embed.dtype)
     return forward(weights, ids, cache, mlp=mlp)
@@ -125,7 +87,7 @@ def compare(
             sparse_nats.append(_surprise(sparse, ids))
             tick(done)
     kld = torch.cat(nats).double()
-    seen, selected, fired, both = sparse_mlp.counts.sum(0).tolist()
+    overall = sparse_mlp.overall()
     return Fidelity(
         tokens=len(kld),
         ppl_dense=math.exp(torch.cat(dense_nats).double().mean()),
@@ -134,9 +96,9 @@ def compare(
         kld_median=kld.median().item(),
         kld_p999=torch.quantile(kld, 0.999).item(),
         same_top=torch.cat(same).double().mean().item(),
-        mlp_density=selected / seen,
+        mlp_density=overall.density,
         head_density=1.0,
-        predictor_recall=both / max(fired, 1.0),
+        predictor_recall=overall.recall,
         layers=sparse_mlp.shares(),
     )
 

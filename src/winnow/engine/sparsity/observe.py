@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from winnow.engine.model import dense_mlp
+from winnow.engine.model import MlpInputs, dense_mlp
 from winnow.engine.sparsity.fidelity import window_logits
 from winnow.engine.sparsity.predictor import InputMoments
 from winnow.engine.weights import Layer, Weights
@@ -58,9 +58,9 @@ def observe(
     kept = [LayerInputs(weights.config.width, sample_rows) for _ in weights.layers]
     share = sample_rows / sum(len(ids) for ids in texts)
 
-    def watching(index: int, layer: Layer, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
-        kept[index].add(x, min(share, 1.0))
-        return dense_mlp(index, layer, x)
+    def watching(index: int, layer: Layer, inputs: MlpInputs) -> Float[Tensor, "T D"]:
+        kept[index].add(inputs.own, min(share, 1.0))
+        return dense_mlp(index, layer, inputs)
 
     with torch.inference_mode():
         for done, ids in enumerate(texts, start=1):

@@ -1,11 +1,13 @@
 """Plan: the predictors of one model, with what was measured of them, in one file.   (floor 5 · engine)
 
-A plan is a safetensors file. For each layer that it winnows it holds ``layers.L.down``, ``.up``, ``.bias``:
-int8 matrices with their ``_scales`` beside them; a layer without them runs dense. Its metadata says which
-model it belongs to, on which text it was calibrated, what fidelity was asked and what was measured.
+A plan is a safetensors file. A layer it winnows has ``layers.L.down``, ``.up`` and ``.bias`` (int8 matrices
+with their ``_scales`` beside them), or ``layers.L.thresholds`` for the gate; a layer without them runs dense.
+Its metadata says which model it belongs to and in which precisions it may run, on which text it was
+calibrated, what fidelity was asked, what was measured, and the same for every layer.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import final
@@ -17,17 +19,23 @@ from torch import Tensor
 from winnow.base.errors import ModelError, UsageError
 from winnow.base.files import replacing
 from winnow.engine.config import ModelConfig
-from winnow.engine.sparsity.predictor import LowRankPredictor
+from winnow.engine.sparsity.predictor import GatePredictor, Lookahead, LowRankPredictor, Predictor
+from winnow.engine.sparsity.sparse_mlp import LayerCounts
 from winnow.kernels import Matrix, QuantisedMatrix
 
-FORMAT = "winnow-plan/1"
+FORMAT = "winnow-plan/2"
 KEY = "winnow"
 FILE_NAME = "winnow-plan.safetensors"
+DENSE = "dense"  # the kind of a layer without predictor
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a plan comes from: model, text, mode, what was asked (nats) and what was measured."""
+    """Where a plan comes from: model, text, mode, what was asked (nats) and what was measured.
+
+    `lookahead` and `predictor` are what was asked for; each layer says what it has. `precisions` are the
+    names of the weight types in which the plan may run.
+    """
 
     model_hash: str
     text_hash: str
@@ -38,15 +46,25 @@ class Provenance:
     measured_density: float
     measured_recall: float
     validation_tokens: int
+    precisions: tuple[str, ...] = ("fp32", "bf16")
 
 
 @final
 @dataclass(frozen=True)
 class Plan:
-    """One predictor per layer, or None where the layer runs dense."""
+    """One predictor per layer, or None where the layer runs dense, and what was counted of each.
+
+    `quality` has one row per layer, or none at all where nothing was measured.
+    """
 
     provenance: Provenance
-    layers: tuple[LowRankPredictor | None, ...]
+    layers: tuple[Predictor | None, ...]
+    quality: tuple[LayerCounts, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse counts that leave layers out."""
+        if len(self.quality) not in (0, len(self.layers)):
+            raise UsageError(f"The plan has {len(self.layers)} layers and counts of {len(self.quality)}.")
 
     @property
     def n_bytes(self) -> int:
@@ -58,13 +76,24 @@ class Plan:
         tensors: dict[str, Tensor] = {}
         for index, predictor in enumerate(self.layers):
             if predictor is not None:
-                tensors |= _stored(f"layers.{index}.down", predictor.down)
-                tensors |= _stored(f"layers.{index}.up", predictor.up)
-                tensors[f"layers.{index}.bias"] = predictor.bias
+                tensors |= _tensors(f"layers.{index}.", predictor)
         # One key: safetensors writes several in any order, and equal plans should be equal files.
-        metadata = {KEY: json.dumps({"format": FORMAT, **asdict(self.provenance)})}
+        said = {
+            "format": FORMAT,
+            **asdict(self.provenance),
+            "layers": [self._row(i) for i in range(len(self.layers))],
+        }
         with replacing(path) as draft:
-            save_file(tensors, draft, metadata=metadata)
+            save_file(tensors, draft, metadata={KEY: json.dumps(said)})
+
+    def _row(self, index: int) -> dict[str, object]:
+        predictor = self.layers[index]
+        mode = (
+            {"kind": DENSE}
+            if predictor is None
+            else {"kind": predictor.kind, "lookahead": predictor.lookahead}
+        )
+        return {**mode, **(asdict(self.quality[index]) if self.quality else {})}
 
 
 def find_plan(directory: Path) -> Path | None:
@@ -73,8 +102,22 @@ def find_plan(directory: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def open_plan(path: Path, config: ModelConfig, model_hash: str) -> Plan:
-    """Read a plan and hold it against the model it is to run with.
+def open_plan(path: Path, config: ModelConfig, model_hash: str, precision: str) -> Plan:
+    """Read a plan and hold it against the model, and the precision, that it is to run with.
+
+    Raises ModelError as `read_plan` does, and UsageError for a precision that the plan does not list.
+    """
+    plan = read_plan(path, config, model_hash)
+    if precision not in plan.provenance.precisions:
+        raise UsageError(
+            f"{path} was made for {' and '.join(plan.provenance.precisions)}, the weights are {precision}; "
+            f"choose one of those types, run dense, or calibrate with {precision} weights."
+        )
+    return plan
+
+
+def read_plan(path: Path, config: ModelConfig, model_hash: str) -> Plan:
+    """Read a plan and hold it against the model it belongs to.
 
     Raises ModelError when the file is missing, broken, of another format version or for another model.
     """
@@ -82,48 +125,112 @@ def open_plan(path: Path, config: ModelConfig, model_hash: str) -> Plan:
         raise ModelError(f"No plan at {path}; expected a file written by `winnow calibrate`.")
     try:
         with safe_open(path, framework="pt") as file:
-            provenance = _provenance(path, file.metadata() or {})
+            said = _header(path, file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ModelError(f"{path} is not a plan: {error}. Calibrate the model again.") from None
+    provenance = _provenance(path, said)
     if provenance.model_hash != model_hash:
         raise ModelError(
             f"{path} belongs to the model {provenance.model_hash[:12]}, this one is {model_hash[:12]}; "
             "calibrate this model or name its own plan."
         )
-    layers = tuple(_predictor(path, tensors, index, config) for index in range(config.n_layers))
-    return Plan(provenance, layers)
+    rows = _rows(path, said, config.n_layers)
+    layers = tuple(_predictor(path, tensors, index, row, config) for index, row in enumerate(rows))
+    return Plan(provenance, layers, _quality(path, rows))
 
 
-def _provenance(path: Path, metadata: dict[str, str]) -> Provenance:
+def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, object]:
     try:
-        values = json.loads(metadata[KEY])
-        found = values["format"]
-        if found != FORMAT:
-            raise ModelError(f"{path} has format {found}, this Winnow reads {FORMAT}; calibrate again.")
-        return Provenance(**{f.name: f.type(values[f.name]) for f in fields(Provenance)})  # pyright: ignore
+        said = json.loads(metadata[KEY])
+        found = said["format"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} has a broken header ({error!r}); calibrate the model again.") from None
+    if found != FORMAT:
+        raise ModelError(f"{path} has format {found}, this Winnow reads {FORMAT}; calibrate the model again.")
+    return said
+
+
+def _provenance(path: Path, said: Mapping[str, object]) -> Provenance:
+    try:
+        if not isinstance(said["precisions"], list):
+            raise TypeError(f"precisions are {said['precisions']!r}")
+        return Provenance(**{f.name: f.type(said[f.name]) for f in fields(Provenance)})  # pyright: ignore
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} has a broken header ({error!r}); calibrate the model again.") from None
+
+
+def _rows(path: Path, said: Mapping[str, object], n_layers: int) -> list[dict]:
+    rows = said.get("layers")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ModelError(f"{path} has a broken header (no list of layers); calibrate the model again.")
+    if len(rows) != n_layers:
+        raise ModelError(f"{path} has {len(rows)} layers, the model has {n_layers}; calibrate this model.")
+    return rows
+
+
+def _quality(path: Path, rows: list[dict]) -> tuple[LayerCounts, ...]:
+    names = [f.name for f in fields(LayerCounts)]
+    if not any(name in row for row in rows for name in names):
+        return ()
+    try:
+        return tuple(LayerCounts(**{name: float(row[name]) for name in names}) for row in rows)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} has a broken header ({error!r}); calibrate the model again.") from None
 
 
 def _predictor(
-    path: Path, tensors: dict[str, Tensor], index: int, config: ModelConfig
-) -> LowRankPredictor | None:
+    path: Path, tensors: Mapping[str, Tensor], index: int, row: Mapping[str, str], config: ModelConfig
+) -> Predictor | None:
     stem = f"layers.{index}."
-    if not any(name.startswith(stem) for name in tensors):
-        return None
-    down, up, bias = (tensors.get(stem + name) for name in ("down", "up", "bias"))
+    found = {name.removeprefix(stem): tensor for name, tensor in tensors.items() if name.startswith(stem)}
+    try:
+        kind = row.get("kind")
+        if kind == DENSE:
+            return None
+        if kind == GatePredictor.kind:
+            return _gate(path, found, index, config)
+        if kind in ("svd", "low-rank"):
+            return LowRankPredictor(*_low_rank(path, found, index, config), kind, Lookahead(row["lookahead"]))
+        raise ValueError(f"{kind!r} is no kind of predictor.")
+    except (UsageError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} has a broken layer {index}: {error} Calibrate the model again.") from None
+
+
+def _gate(path: Path, found: Mapping[str, Tensor], index: int, config: ModelConfig) -> GatePredictor:
+    thresholds = found.get("thresholds")
+    if thresholds is None:
+        raise ModelError(f"{path} holds only part of layer {index}; calibrate the model again.")
+    if not config.is_gated:
+        raise ModelError(
+            f"{path} has a gate in layer {index}, the model's MLPs have none; calibrate it again."
+        )
+    _check_shapes(path, index, (tuple(thresholds.shape),), ((config.n_neurons,),))
+    return GatePredictor(thresholds.float())
+
+
+def _low_rank(
+    path: Path, found: Mapping[str, Tensor], index: int, config: ModelConfig
+) -> tuple[Matrix | QuantisedMatrix, Matrix | QuantisedMatrix, Tensor]:
+    """Return `down`, `up` and `bias` of a layer, their shapes checked."""
+    down, up, bias = (found.get(name) for name in ("down", "up", "bias"))
     if down is None or up is None or bias is None:
         raise ModelError(f"{path} holds only part of layer {index}; calibrate the model again.")
     wanted = ((down.shape[0], config.width), (config.n_neurons, down.shape[0]), (config.n_neurons,))
-    received = (tuple(down.shape), tuple(up.shape), tuple(bias.shape))
+    _check_shapes(path, index, (tuple(down.shape), tuple(up.shape), tuple(bias.shape)), wanted)
+    return _matrix(down, found.get("down_scales")), _matrix(up, found.get("up_scales")), bias
+
+
+def _check_shapes(path: Path, index: int, received: tuple, wanted: tuple) -> None:
     if received != wanted:
         raise ModelError(f"{path} has shapes {received} in layer {index}, the model needs {wanted}.")
-    try:
-        scales = [tensors.get(f"{stem}{name}_scales") for name in ("down", "up")]
-        return LowRankPredictor(_matrix(down, scales[0]), _matrix(up, scales[1]), bias)
-    except UsageError as error:
-        raise ModelError(f"{path} has a broken layer {index}: {error} Calibrate the model again.") from None
+
+
+def _tensors(stem: str, predictor: Predictor) -> dict[str, Tensor]:
+    if isinstance(predictor, GatePredictor):
+        return {f"{stem}thresholds": predictor.thresholds}
+    down, up = _stored(f"{stem}down", predictor.down), _stored(f"{stem}up", predictor.up)
+    return {**down, **up, f"{stem}bias": predictor.bias}
 
 
 def _stored(name: str, matrix: Matrix | QuantisedMatrix) -> dict[str, Tensor]:

@@ -1,20 +1,42 @@
-"""Predictor: which neurons will fire, from a low-rank look at the layer's input.   (floor 5 · engine)
+"""Predictor: which neurons to compute, from a look at some input.   (floor 5 · engine)
 
-    score = up @ (down @ x) + bias,   neuron f is computed when score[f] > 0
+    low-rank    score = up @ (down @ y) + bias,   neuron f is computed when score[f] > 0
+    gate        neuron f is computed when |act(w_gate[f] x + b_gate[f])| > threshold[f]
 
-`down` [R, D] and `up` [F, R] approximate the layer's own input weights, so the score approximates the
-pre-activation minus a threshold. A neuron predicted in vain costs its bytes and changes nothing, because
-its activation is computed exactly; a neuron missed loses its contribution. That is the only error.
+`y` is the MLP's own input x or one that is known earlier (Lookahead). `down` [R, D] and `up` [F, R]
+approximate the map from y to the pre-activations, so the score approximates those minus a threshold. A gate
+is not approximated: it is the first half of a gated MLP, and what it leaves out it leaves out knowingly.
+A neuron selected in vain costs its bytes and changes nothing, because its activation is computed exactly;
+a neuron missed loses its contribution. That is the only error.
 """
 
 from dataclasses import dataclass
-from typing import final
+from enum import StrEnum
+from functools import cached_property
+from typing import ClassVar, Literal, final
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Float32, Int32
 from torch import Tensor
 
-from winnow.kernels import Matrix, QuantisedMatrix
+from winnow.base.errors import UsageError
+from winnow.engine.model import MlpInputs
+from winnow.engine.weights import Layer, product
+from winnow.kernels import Cpu, Matrix, NeuronRecords, QuantisedMatrix
+
+
+class Lookahead(StrEnum):
+    """From which input a layer's neurons are foretold."""
+
+    SAME = "same-layer"  # the MLP's own input
+    HALF = "half-layer"  # the input of the same layer's attention
+    NEXT = "next-layer"  # the MLP input of the layer below; in layer 0 that of its attention
+
+    def view(self, inputs: MlpInputs) -> Float32[Tensor, "T D"]:
+        """Return the rows that a predictor with this lookahead reads."""
+        views = {Lookahead.SAME: inputs.own, Lookahead.HALF: inputs.attention, Lookahead.NEXT: inputs.below}
+        return views[self]
 
 
 @final
@@ -22,34 +44,114 @@ from winnow.kernels import Matrix, QuantisedMatrix
 class LowRankPredictor:
     """Two thin matrices and a bias that stand for a layer's input weights.
 
-    Reads ``R * (D + F)`` weights and F biases per token, against ``2 * D * F`` of the whole MLP.
+    Reads ``R * (D + F)`` weights and F biases per token, against ``2 * D * F`` of the whole MLP. "svd" is
+    the closed form of `whitened_svd`, "low-rank" one that was fitted further.
     """
 
     down: Matrix | QuantisedMatrix  # [R, D]
     up: Matrix | QuantisedMatrix  # [F, R]
     bias: Float[Tensor, " F"]  # the layer's own bias, the mean's share, minus each neuron's threshold
+    kind: Literal["svd", "low-rank"] = "svd"
+    lookahead: Lookahead = Lookahead.SAME
 
     @property
     def rank(self) -> int:
         """R, the width of the bottleneck."""
-        return len(self.down.weight)
+        return _n_rows(self.down)
 
     @property
     def n_bytes(self) -> int:
-        """Bytes read per token."""
+        """Bytes of the predictor itself, all read per token."""
         return self.down.n_bytes + self.up.n_bytes + 4 * len(self.bias)
 
-    def scores(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T F"]:
-        """Return the scores as the kernel computes them, up to the order of summation."""
-        return (x @ self.down.weight.float().T) @ self.up.weight.float().T + self.bias
+    def scores(self, view: Float[Tensor, "T D"]) -> Float[Tensor, "T F"]:
+        """Return the scores of rows of the view, as the kernel computes them up to the order of summation."""
+        return (view @ self.down.weight.float().T) @ self.up.weight.float().T + self.bias
+
+    def selected(self, layer: Layer, inputs: MlpInputs) -> Bool[Tensor, "T F"]:
+        """Say for each row which neurons are computed; `layer` is for predictors that read its weights."""
+        return self.scores(self.lookahead.view(inputs)) > 0
+
+    def apply(self, cpu: Cpu, view: Float32[np.ndarray, " D"], indices: Int32[np.ndarray, " F"]) -> int:
+        """Write the neurons selected for one row of the view into `indices`, ascending; return how many."""
+        return cpu.active_set(view, self.down, self.up, self._bias, 0, indices)
+
+    @cached_property
+    def _bias(self) -> Float32[np.ndarray, " F"]:
+        return self.bias.numpy()
+
+    def bytes_read(self, records: NeuronRecords, n_active: float | int) -> float | int:
+        """Return the bytes that an MLP reads per token when `n_active` neurons are selected."""
+        return self.n_bytes + n_active * records.record_bytes
+
+
+@final
+@dataclass(frozen=True)
+class GatePredictor:
+    """One threshold per neuron on the magnitude of its gate, for MLPs that have one.
+
+    All gates are computed exactly, a third of the MLP's bytes; the other two thirds are read for the
+    selected neurons only. Nothing is guessed: a neuron is left out because its gate is small.
+    """
+
+    thresholds: Float32[Tensor, " F"]  # of |activation(gate)|, 0 or more
+    kind: ClassVar[Literal["gate"]] = "gate"
+    lookahead: ClassVar[Lookahead] = Lookahead.SAME
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the predictor itself, all read per token."""
+        return 4 * len(self.thresholds)
+
+    def selected(self, layer: Layer, inputs: MlpInputs) -> Bool[Tensor, "T F"]:
+        """Say for each row which neurons are computed."""
+        gates = layer.activation(product(inputs.own, layer.mlp.w_in) + layer.mlp.bias)
+        return ~(gates.abs() <= self.thresholds)  # a gate that is not a number stays visible
+
+    def apply(
+        self,
+        layer: Layer,
+        x: Float32[np.ndarray, " D"],
+        indices: Int32[np.ndarray, " F"],
+        gates: Float32[np.ndarray, " F"],
+    ) -> int:
+        """Write the selected neurons of one row into `indices`, ascending, and all gates; return how many."""
+        mlp = layer.mlp
+        found = layer.activation(mlp.w_in.float() @ torch.from_numpy(x) + mlp.bias)
+        gates[:] = found.numpy()
+        chosen = (~(found.abs() <= self.thresholds)).nonzero().flatten().numpy()
+        indices[: len(chosen)] = chosen
+        return len(chosen)
+
+    def bytes_read(self, records: NeuronRecords, n_active: float | int) -> float | int:
+        """Return the bytes that an MLP reads per token when `n_active` neurons are selected."""
+        gate_bytes = records.width * records.dtype.itemsize
+        rest_bytes = records.record_bytes - gate_bytes
+        return self.n_bytes + records.n_neurons * gate_bytes + n_active * rest_bytes
+
+
+Predictor = LowRankPredictor | GatePredictor
+
+
+def _n_rows(matrix: Matrix | QuantisedMatrix) -> int:
+    return len(matrix.scales) if isinstance(matrix, QuantisedMatrix) else len(matrix.weight)
+
+
+@dataclass(frozen=True)
+class CrossMoments:
+    """How an MLP's own input x moves with a view y of it, in float64."""
+
+    mean: Float[Tensor, " D"]  # of x
+    covariance: Float[Tensor, "D D"]  # E[(x - mean x) (y - mean y)^T]
 
 
 @dataclass(frozen=True)
 class InputMoments:
-    """Mean and covariance of a layer's inputs, in float64."""
+    """Mean and covariance of what a predictor reads, in float64; `cross` where it is not the MLP's input."""
 
     mean: Float[Tensor, " D"]
     covariance: Float[Tensor, "D D"]
+    cross: CrossMoments | None = None
 
 
 @dataclass(frozen=True)
@@ -58,9 +160,10 @@ class Factors:
 
     down: Float[Tensor, "D D"]
     up: Float[Tensor, "F D"]
-    weight_mean: Float[Tensor, " F"]
-    mean: Float[Tensor, " D"]
+    weight_mean: Float[Tensor, " F"]  # w_in times the mean of the MLP's own input
+    mean: Float[Tensor, " D"]  # of what is read
     bias: Float[Tensor, " F"]
+    lookahead: Lookahead = Lookahead.SAME
 
     def predictor(self, rank: int, thresholds: Float[Tensor, " F"]) -> LowRankPredictor:
         """Return the best predictor of `rank`, firing where it expects pre-activations above `thresholds`.
@@ -71,23 +174,40 @@ class Factors:
         # The mean input passes exactly, whatever the rank: only deviations from it are approximated.
         kept = up.weight.double() @ (down.weight.double() @ self.mean)
         bias = self.bias + self.weight_mean - kept - thresholds
-        return LowRankPredictor(down, up, bias.float().contiguous())
+        return LowRankPredictor(down, up, bias.float().contiguous(), lookahead=self.lookahead)
 
 
-def whitened_svd(w_in: Float[Tensor, "F D"], bias: Float[Tensor, " F"], moments: InputMoments) -> Factors:
-    """Factor `w_in` so that every leading slice is the best of its rank on inputs with these moments.
+def whitened_svd(
+    w_in: Float[Tensor, "F D"],
+    bias: Float[Tensor, " F"],
+    moments: InputMoments,
+    lookahead: Lookahead = Lookahead.SAME,
+) -> Factors:
+    """Factor the map from a view to the pre-activations so that every leading slice is the best of its rank.
 
-    With C the covariance and C = L L^T, the SVD of ``w_in @ L`` minimises the expected squared error
-    of the pre-activations over all maps of rank R (Eckart-Young). Computed in float64 from a D x D
+    With y the view, x the MLP's own input, C = cov(y) = L L^T and B = cov(x, y) C^-1, the SVD of
+    ``w_in @ B @ L`` minimises the expected squared error of the pre-activations over all maps of rank R
+    (reduced-rank regression; Eckart-Young where y is x and B the identity). Computed in float64 from a D x D
     eigenproblem; costs O(F D^2 + D^3). Directions that the inputs never take are damped, not dropped.
+    `lookahead` is what `moments` were taken of. Raises UsageError where one of them lacks the other's cross.
     """
+    if (moments.cross is None) != (lookahead is Lookahead.SAME):
+        raise UsageError(
+            f"lookahead is {lookahead} and the moments {'lack' if moments.cross is None else 'hold'} a cross "
+            "covariance; expected one for half-layer and next-layer, none for same-layer."
+        )
     weight = w_in.double()
     ridge = 1e-6 * moments.covariance.diagonal().mean().clamp_min(1e-12)
     lower = torch.linalg.cholesky(
         moments.covariance + ridge * torch.eye(weight.shape[1], dtype=torch.float64)
     )
-    seen = weight @ lower  # [F, D]
+    if moments.cross is None:
+        own_mean, spread = moments.mean, lower
+    else:  # B L = cov(x, y) L^-T
+        own_mean = moments.cross.mean
+        spread = torch.linalg.solve_triangular(lower, moments.cross.covariance.T, upper=False).T
+    seen = weight @ spread  # [F, D]
     _, right = torch.linalg.eigh(seen.T @ seen)
     right = right.flip(-1)  # eigh is ascending
     down = torch.linalg.solve_triangular(lower.T, right, upper=True).T  # right^T L^-1
-    return Factors(down, seen @ right, weight @ moments.mean, moments.mean, bias.double())
+    return Factors(down, seen @ right, weight @ own_mean, moments.mean, bias.double(), lookahead)
