@@ -1,14 +1,18 @@
 """Decoding by kernels against the definition in plain torch."""
 
+import dataclasses
+import functools
+
 import numpy as np
 import pytest
 import torch
 
+from tests.engine.predictors import gates, low_rank
 from tests.engine.tiny import VARIANTS, tiny_model
 from winnow.base.rng import generator
 from winnow.engine import DictSource, KvCache, forward, load_weights, parse_config, prefill
-from winnow.engine.decode import Decoder
-from winnow.engine.sparsity import SparseMlp
+from winnow.engine.decode import Decoder, Schedule
+from winnow.engine.sparsity import Lookahead, SparseMlp
 from winnow.engine.synthetic import opt_config, synthetic_model
 from winnow.kernels import open_cpu
 
@@ -56,6 +60,111 @@ def test_sparse_decoding_agrees_with_the_masked_definition(small, ids):
     found, counts = decoded(small.weights, small.predictors, ids.tolist())
     assert relative(found, expected) < 2e-5
     assert counts.mlp_density == pytest.approx(np.mean([layer.density for layer in slot.shares()]), abs=1e-3)
+
+
+@functools.cache
+def tiny_weights(name, dtype=torch.float32):
+    model = tiny_model(next(v for v in VARIANTS if v.name == name), generator(7))
+    return load_weights(DictSource(parse_config(model.config.to_dict()), model.state_dict()), dtype)
+
+
+def defined(weights, predictors, ids):
+    slot = SparseMlp(predictors)
+    cache = KvCache(weights.config, N_TOKENS, torch.float32)
+    with torch.inference_mode():
+        return forward(weights, ids, cache, mlp=slot), slot.overall()
+
+
+@pytest.mark.parametrize("name", ["opt", "opt-350m", "llama", "llama-biases"])
+@pytest.mark.parametrize("kind", ["svd", "low-rank"])
+@pytest.mark.parametrize("lookahead", Lookahead, ids=str)
+def test_every_lookahead_is_decoded_as_it_is_defined(name, kind, lookahead, ids, rng):
+    weights = tiny_weights(name)
+    predictors = low_rank(weights, rng, lookahead, kind)
+    expected, shares = defined(weights, predictors, ids)
+    found, counts = decoded(weights, predictors, ids.tolist())
+    assert relative(found, expected) < 2e-5
+    assert 0.2 < counts.mlp_density < 0.8
+    assert counts.mlp_density == pytest.approx(shares.density, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-biases"])
+def test_the_gate_is_decoded_as_it_is_defined(name, ids):
+    weights = tiny_weights(name)
+    predictors = gates(weights, 0.3)
+    expected, shares = defined(weights, predictors, ids)
+    found, counts = decoded(weights, predictors, ids.tolist())
+    assert relative(found, expected) < 2e-5
+    assert 0.1 < counts.mlp_density < 0.9
+    assert counts.mlp_density == pytest.approx(shares.density, abs=1e-3)
+
+
+def test_kinds_and_lookaheads_mix_in_one_model(ids, rng):
+    weights = tiny_weights("llama")
+    ahead, half = low_rank(weights, rng, Lookahead.NEXT), low_rank(weights, rng, Lookahead.HALF)
+    for predictors in (
+        (gates(weights, 0.3)[0], ahead[1], ahead[2]),
+        (ahead[0], gates(weights, 0.3)[1], half[2]),
+        (None, ahead[1], gates(weights, 0.3)[2]),
+    ):
+        expected, _ = defined(weights, predictors, ids)
+        found, _ = decoded(weights, predictors, ids.tolist())
+        assert relative(found, expected) < 2e-5
+
+
+@pytest.mark.parametrize("lookahead", Lookahead, ids=str)
+def test_each_lookahead_reads_another_input(lookahead, ids, rng):
+    weights = tiny_weights("opt")
+    predictors = low_rank(weights, rng, lookahead)
+    found, _ = decoded(weights, predictors, ids.tolist())
+    for other in set(Lookahead) - {lookahead}:
+        moved = tuple(dataclasses.replace(each, lookahead=other) for each in predictors)
+        assert relative(found, defined(weights, moved, ids)[0]) > 1e-3
+
+
+def test_a_predictor_runs_where_its_input_is_first_known(rng):
+    weights = tiny_weights("opt")
+    same, half, ahead = (low_rank(weights, rng, each) for each in Lookahead)
+    assert Schedule.of(same) == Schedule(((), (), ()), ((0,), (1,), (2,)))
+    assert Schedule.of(half) == Schedule(((0,), (1,), (2,)), ((), (), ()))
+    assert Schedule.of(ahead) == Schedule(((0,), (), ()), ((1,), (2,), ()))
+    assert Schedule.of((None, same[1], ahead[2])) == Schedule(((), (), ()), ((), (1, 2), ()))
+
+
+@pytest.mark.parametrize("lookahead", Lookahead, ids=str)
+def test_two_threads_give_the_bits_of_one_with_every_lookahead(lookahead, ids, rng):
+    weights = tiny_weights("llama", torch.bfloat16)
+    predictors = low_rank(weights, rng, lookahead)
+    one, _ = decoded(weights, predictors, ids.tolist(), threads=1)
+    two, _ = decoded(weights, predictors, ids.tolist(), threads=2)
+    assert np.array_equal(one, two)
+
+
+def test_two_threads_give_the_bits_of_one_with_gates(ids):
+    weights = tiny_weights("llama", torch.bfloat16)
+    one, _ = decoded(weights, gates(weights, 0.3), ids.tolist(), threads=1)
+    two, _ = decoded(weights, gates(weights, 0.3), ids.tolist(), threads=2)
+    assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_all_neurons_by_any_road_are_the_dense_model(dtype, ids, rng):
+    weights = tiny_weights("llama", dtype)
+    dense, _ = decoded(weights, (None,) * 3, ids.tolist())
+    roads = [low_rank(weights, rng, lookahead, margin=1e6) for lookahead in Lookahead]
+    for predictors in (*roads, gates(weights, -1.0)):
+        full, counts = decoded(weights, predictors, ids.tolist())
+        assert counts.mlp_density == 1.0
+        assert np.array_equal(full, dense)
+
+
+def test_gate_bytes_are_the_gates_the_thresholds_and_the_rest_of_the_selected():
+    weights = tiny_weights("llama")
+    records, config = weights.layers[0].mlp, weights.config
+    gate_bytes = config.n_neurons * config.width * 4 + config.n_neurons * 4
+    predictor = gates(weights, 0.3)[0]
+    assert predictor.bytes_read(records, 0) == gate_bytes
+    assert predictor.bytes_read(records, 10) - gate_bytes == 10 * (records.record_bytes - config.width * 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

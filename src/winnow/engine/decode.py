@@ -23,7 +23,8 @@ from jaxtyping import Float32
 from winnow.engine.cache import KvCache
 from winnow.engine.config import ModelConfig
 from winnow.engine.families import rotary_table
-from winnow.engine.sparsity.predictor import GatePredictor, Lookahead, Predictor
+from winnow.engine.sparsity.predictor import Lookahead, Predictor
+from winnow.engine.sparsity.sparse_mlp import WinnowedMlp
 from winnow.engine.weights import Linear, Norm, Weights
 from winnow.kernels import Cpu
 
@@ -99,7 +100,8 @@ class Decoder:
         self.cpu = cpu
         self.schedule = Schedule.of(predictors)
         self.buffers = _Buffers(weights.config)
-        self.n_active = [weights.config.n_neurons] * len(predictors)  # of the step under way
+        pairs = zip(weights.layers, predictors, strict=True)
+        self.mlps = [WinnowedMlp(layer, predictor, cpu) for layer, predictor in pairs]
         self.counts = self.start()
 
     def start(self) -> DecodeCounts:
@@ -173,30 +175,16 @@ class Decoder:
     def _select(self, layers: Sequence[int], view: Vector) -> None:
         """Let the predictors of `layers`, which read `view`, list the neurons to compute."""
         for index in layers:
-            predictor, indices = self.predictors[index], self.buffers.active[index % 2]
-            if isinstance(predictor, GatePredictor):
-                layer = self.weights.layers[index]
-                self.n_active[index] = predictor.apply(layer, view, indices, self.buffers.gates)
-            elif predictor is not None:
-                self.n_active[index] = predictor.apply(self.cpu, view, indices)
+            self.mlps[index].select(view)
 
     def _mlp(self, index: int, x: Vector) -> Vector:
         """Return the contribution of the neurons that the predictor selects; of all where there is none."""
-        layer, predictor, buffers = self.weights.layers[index], self.predictors[index], self.buffers
+        mlp, out = self.mlps[index], self.buffers.mlp
         self._select(self.schedule.at_mlp[index], x)
-        n_active = self.n_active[index]
-        if predictor is None:
-            n_bytes = n_active * layer.mlp.record_bytes
-            self.cpu.dense_mlp(x, layer.mlp, layer.activation, buffers.mlp)
-        else:
-            n_bytes = predictor.bytes_read(layer.mlp, n_active)
-            active = buffers.active[index % 2][:n_active]
-            self.cpu.gathered_mlp(x, layer.mlp, active, layer.activation, buffers.mlp)
-        self.counts.active[index] += n_active
-        self.counts.n_bytes[index] += int(n_bytes)
-        if layer.mlp_bias is not None:
-            buffers.mlp += layer.mlp_bias.numpy()
-        return buffers.mlp
+        mlp.apply(x, out)
+        self.counts.active[index] += mlp.n_active
+        self.counts.n_bytes[index] += mlp.n_bytes
+        return out
 
     def _logits(self, x: Vector) -> Float32[np.ndarray, " V"]:
         weights = self.weights
@@ -227,7 +215,4 @@ class _Buffers:
         self.v = self.qkv[n_q + n_kv :].reshape(config.n_kv_heads, config.head_width)
         self.mixed = np.empty((config.n_heads, config.head_width), np.float32)
         self.attended = np.empty(config.width, np.float32)
-        # Two lists, by the parity of the layer: one may be made while the other is in use.
-        self.active = [np.empty(config.n_neurons, np.int32) for _ in range(2)]
-        self.gates = np.empty(config.n_neurons, np.float32)
         self.mlp = np.empty(config.width, np.float32)

@@ -110,18 +110,18 @@ class GatePredictor:
 
     def apply(
         self,
+        cpu: Cpu,
         layer: Layer,
         x: Float32[np.ndarray, " D"],
         indices: Int32[np.ndarray, " F"],
         gates: Float32[np.ndarray, " F"],
     ) -> int:
         """Write the selected neurons of one row into `indices`, ascending, and all gates; return how many."""
-        mlp = layer.mlp
-        found = layer.activation(mlp.w_in.float() @ torch.from_numpy(x) + mlp.bias)
-        gates[:] = found.numpy()
-        chosen = (~(found.abs() <= self.thresholds)).nonzero().flatten().numpy()
-        indices[: len(chosen)] = chosen
-        return len(chosen)
+        return cpu.gate_set(x, layer.mlp, self._thresholds, layer.activation, indices, gates)
+
+    @cached_property
+    def _thresholds(self) -> Float32[np.ndarray, " F"]:
+        return self.thresholds.numpy()
 
     def bytes_read(self, records: NeuronRecords, n_active: float | int) -> float | int:
         """Return the bytes that an MLP reads per token when `n_active` neurons are selected."""

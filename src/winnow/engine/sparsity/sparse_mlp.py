@@ -1,16 +1,22 @@
-"""Sparse MLP: the definition of winnowing, and a count of what it selects.   (floor 5 · engine)"""
+"""Sparse MLP: what winnowing means, and its computation by the kernels.   (floor 5 · engine)
+
+SparseMlp     the definition, for any number of rows, in plain torch; it counts what it selects
+WinnowedMlp   one layer of it by the kernels, one row at a time
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from winnow.engine.model import MlpInputs, activations, weighted_sum
-from winnow.engine.sparsity.predictor import Predictor
+from winnow.engine.sparsity.predictor import GatePredictor, Predictor
 from winnow.engine.weights import Layer
+from winnow.kernels import Cpu
 
 
 @dataclass(frozen=True)
@@ -67,3 +73,51 @@ def _shares(counts: Float64[Tensor, " 6"]) -> LayerCounts:
     seen, selected, fired, both, heard, heard_selected = counts.tolist()
     pairs = ((selected, seen), (fired, seen), (both, fired), (both, selected), (heard_selected, heard))
     return LayerCounts(*(part / whole if whole else 1.0 for part, whole in pairs))
+
+
+@final
+class WinnowedMlp:
+    """One layer's MLP for one row: `select` lists the neurons, `apply` computes them.
+
+    `select` wants the view that the predictor reads, as early as it is known, and may be left out where
+    there is no predictor: then all neurons are computed. Same bits for any number of threads.
+    """
+
+    def __init__(self, layer: Layer, predictor: Predictor | None, cpu: Cpu) -> None:
+        """Make the buffers; no weight is copied."""
+        self.layer = layer
+        self.predictor = predictor
+        self.cpu = cpu
+        self.n_active = layer.mlp.n_neurons
+        is_gate = isinstance(predictor, GatePredictor)
+        self._indices = np.empty(0 if predictor is None else layer.mlp.n_neurons, np.int32)
+        self._gates = np.empty(layer.mlp.n_neurons, np.float32) if is_gate else None
+        self._bias = None if layer.mlp_bias is None else layer.mlp_bias.numpy()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of weights and predictor that the last row was asked to read."""
+        records = self.layer.mlp
+        if self.predictor is None:
+            return records.n_neurons * records.record_bytes
+        return int(self.predictor.bytes_read(records, self.n_active))
+
+    def select(self, view: Float32[np.ndarray, " D"]) -> None:
+        """List the neurons that the next `apply` computes."""
+        predictor = self.predictor
+        if isinstance(predictor, GatePredictor):
+            assert self._gates is not None
+            self.n_active = predictor.apply(self.cpu, self.layer, view, self._indices, self._gates)
+        elif predictor is not None:
+            self.n_active = predictor.apply(self.cpu, view, self._indices)
+
+    def apply(self, x: Float32[np.ndarray, " D"], out: Float32[np.ndarray, " D"]) -> None:
+        """Write the MLP's output for `x`, its bias included."""
+        layer = self.layer
+        if self.predictor is None:
+            self.cpu.dense_mlp(x, layer.mlp, layer.activation, out)
+        else:
+            active = self._indices[: self.n_active]
+            self.cpu.gathered_mlp(x, layer.mlp, active, layer.activation, out, self._gates)
+        if self._bias is not None:
+            out += self._bias

@@ -1,0 +1,35 @@
+"""Predictors of tiny models: drawn at random, since what they miss is the same on both sides of a test."""
+
+import torch
+
+from winnow.engine.sparsity import GatePredictor, Lookahead, LowRankPredictor
+from winnow.engine.weights import Weights
+from winnow.kernels import Matrix, QuantisedMatrix
+
+RANK = 7
+
+
+def low_rank(
+    weights: Weights,
+    rng: torch.Generator,
+    lookahead: Lookahead = Lookahead.SAME,
+    kind: str = "svd",
+    margin: float | int = 0.0,
+) -> tuple[LowRankPredictor, ...]:
+    """Return predictors that select about half of the neurons, at random; all with a margin far above 0."""
+    width, n_neurons = weights.config.width, weights.config.n_neurons
+    drawn = []
+    for index in range(weights.config.n_layers):
+        down = torch.randn(RANK, width, generator=rng) / width**0.5
+        up = torch.randn(n_neurons, RANK, generator=rng)
+        held = QuantisedMatrix if index % 2 else Matrix  # a plan may hold either
+        pair = (held.of(down), held.of(up)) if held is QuantisedMatrix else (Matrix(down), Matrix(up))
+        drawn.append(LowRankPredictor(*pair, torch.full((n_neurons,), float(margin)), kind, lookahead))
+    return tuple(drawn)
+
+
+def gates(weights: Weights, threshold: float | int) -> tuple[GatePredictor, ...]:
+    """Return gates that select a neuron above `threshold`, a little higher from one neuron to the next."""
+    n_neurons = weights.config.n_neurons
+    spread = torch.linspace(0, 0.1, n_neurons)
+    return tuple(GatePredictor(threshold + spread) for _ in weights.layers)
