@@ -91,6 +91,9 @@ def test_a_fifteenth_file_is_caught():
     names = [f"f{i}.py" for i in range(14)]
     assert not list(package_files(init, names))
     assert [v.rule for v in package_files(init, [*names, "deep/"])] == ["15 files in one package; 14 at most"]
+    commands = Source("src/winnow/cli/__init__.py", "")
+    assert not list(package_files(commands, [*names, *names]))
+    assert [v.rule[:8] for v in package_files(commands, [*names, *names, "deep/"])] == ["29 files"]
 
 
 def test_the_root_of_the_walk_is_the_repository():
