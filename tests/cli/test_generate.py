@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from tests.cli.conftest import assert_one_line
 from winnow.engine.generate import Engine
 
@@ -139,3 +141,42 @@ def test_first_text_is_out_before_the_last_token_is_decoded(winnow, model, capsy
     assert len(seen) == 20
     assert sum(bool(text) for text in seen) > 5
     assert ran.code == 0
+
+
+def test_a_prompt_may_come_from_a_file(winnow, model, tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_text(f"{PROMPT}\n")
+    line = ("--max-tokens", 8, "--json", "--quiet")
+    by_file = json.loads(winnow("generate", model, "--prompt-file", path, *line).out)
+    assert by_file["token_ids"] == json.loads(winnow("generate", model, PROMPT, *line).out)["token_ids"]
+
+
+def test_a_prompt_file_takes_the_place_of_the_prompt(winnow, model, tmp_path):
+    ran = winnow("generate", model, PROMPT, "--prompt-file", tmp_path / "x")
+    assert_one_line(ran, 2, "received 2 words, expected [MODEL]")
+    missing = winnow("generate", model, "--prompt-file", tmp_path / "none")
+    assert_one_line(missing, 3, "none cannot be read", "Check --prompt-file")
+
+
+def test_logit_bias_moves_the_tokens_it_names(winnow, model):
+    line = ("generate", model, PROMPT, "--max-tokens", 5, "--ignore-eos", "--json")
+    greedy = json.loads(winnow(*line).out)["token_ids"]
+    never = json.loads(winnow(*line, "--logit-bias", f"{greedy[0]}=-100", "--logit-bias", "7=-1.5").out)
+    assert greedy[0] not in never["token_ids"]
+    assert json.loads(winnow(*line, "--logit-bias", "9=100").out)["token_ids"] == [9] * 5
+
+
+@pytest.mark.parametrize(
+    ("bias", "says"),
+    [
+        ("7", "'7' has no =, expected ID=VALUE"),
+        ("a=1", "'a' is no whole number"),
+        ("7=x", "'x' is no number"),
+        ("7=101", "logit_bias[7] is 101"),
+        ("7=nan", "logit_bias[7] is nan"),
+        ("307=1", "logit_bias names token 307; expected 0 to 306"),
+        ("-1=1", "logit_bias names token -1"),
+    ],
+)
+def test_a_logit_bias_that_means_nothing_is_refused(winnow, model, bias, says):
+    assert_one_line(winnow("generate", model, PROMPT, f"--logit-bias={bias}"), 2, says)

@@ -53,9 +53,9 @@ def test_several_texts_are_read_in_order():
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("", "no command given; expected one of generate, calibrate"),
+        ("", "no command given; expected one of generate, chat, calibrate"),
         ("--quiet", "no command given"),
-        ("genrate x", "'genrate' is no command; expected one of generate, calibrate"),
+        ("genrate x", "'genrate' is no command; expected one of generate, chat, calibrate"),
         ("genrate x", "Did you mean generate?"),
         ("zzz generate", "'zzz' is no command"),
         ("generate", "PROMPT is missing, expected [MODEL] PROMPT. See winnow generate --help"),

@@ -15,9 +15,8 @@ TRITON_BODY_LINES = 120
 REFERENCE_LINES = 39  # "under 40"
 SCRIPT_LINES = 15
 PACKAGE_FILES = 14
-COMMAND_FILES = (
-    28  # cli holds one file per command, so that a command's name says where it is: 18 are planned
-)
+# cli holds one file per command, so that a command's name says where it is: 18 are planned.
+COMMAND_FILES = 28
 PARAMETERS = 7
 VERB_PARAMETERS = 14
 # The public verbs, whose users expect their options in the call; each turns them into a dataclass at once.

@@ -2,7 +2,8 @@
 
     version.py     which Winnow this is
     failures.py    every error becomes one line and one exit code
-    parser.py      commands, their words, their options
+    line.py        one command line, read: the command, its words, its options
+    parser.py      the commands, and what each takes
     show.py        tables, JSON objects, numbers as people read them
     opening.py     models, prompts and texts that the arguments name
     generate.py    winnow generate
@@ -11,6 +12,7 @@
     perplexity.py  winnow perplexity
     bench.py       winnow bench
     inspect.py     winnow inspect
+    chat.py        winnow chat
     doctor.py      winnow doctor
     train.py       winnow train
 

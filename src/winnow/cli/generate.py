@@ -7,7 +7,7 @@ import torch
 
 from winnow.base.errors import UsageError
 from winnow.cli.failures import say
-from winnow.cli.opening import open_engine, read_prompt
+from winnow.cli.opening import open_engine, read_prompt, read_text
 from winnow.cli.show import quantity, share, show_json, show_table
 from winnow.engine.generate import Engine, GenerateOptions, Piece, Stats
 from winnow.engine.sampling import SamplingOptions
@@ -18,8 +18,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Stream the answer to standard output, or print it as one JSON object."""
     if arguments.logprobs and not arguments.json:
         raise UsageError("--logprobs are printed with --json only; add --json.")
-    options = _options(arguments)
-    prompt = read_prompt(arguments.prompt)
+    options = request(arguments)
+    prompt = _prompt(arguments)
     plan = None if arguments.dense else arguments.plan or "auto"
     engine = open_engine(arguments, plan, arguments.device)
     pieces = list(_shown(engine.run(prompt, options), quiet=arguments.json))
@@ -34,13 +34,21 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _options(arguments: argparse.Namespace) -> GenerateOptions:
+def _prompt(arguments: argparse.Namespace) -> str:
+    if arguments.prompt_file is None:
+        return read_prompt(arguments.prompt)
+    return read_text(arguments.prompt_file, "--prompt-file").removesuffix("\n").removesuffix("\r")
+
+
+def request(arguments: argparse.Namespace) -> GenerateOptions:
+    """Return what the options of generate and chat ask of the engine."""
     sampling = SamplingOptions(
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         min_p=arguments.min_p,
         repetition_penalty=arguments.repetition_penalty,
+        logit_bias=dict(arguments.logit_bias),
         seed=arguments.seed,
     )
     return GenerateOptions(

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     if plan is None:
         print(_no_plan(checkpoint.config))
     else:
-        _show_plan(plan, checkpoint.config)
+        show_plan(plan, checkpoint.config)
     return 0
 
 
@@ -95,7 +95,8 @@ def _mlp_bytes(config: ModelConfig) -> int:
     return 2 * (3 if config.is_gated else 2) * config.width * config.n_neurons
 
 
-def _show_plan(plan: Plan, config: ModelConfig) -> None:
+def show_plan(plan: Plan, config: ModelConfig, *, on_stderr: bool = False) -> None:
+    """Print what a plan says of itself, layer by layer."""
     found = plan.provenance
     title = (
         f"plan: {found.predictor}, {found.lookahead}, for {' and '.join(found.precisions)}; "
@@ -105,7 +106,7 @@ def _show_plan(plan: Plan, config: ModelConfig) -> None:
     )
     rows = [_cells(index, _layer(plan, index, config)) for index in range(len(plan.layers))]
     columns = ("layer", "kind", "reads", "rank", "bytes", "of the MLP", *COUNTS.values())
-    show_table(title, columns, rows)
+    show_table(title, columns, rows, on_stderr=on_stderr)
 
 
 def _cells(index: int, layer: dict) -> list[str]:

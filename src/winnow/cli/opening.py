@@ -81,15 +81,15 @@ def read_prompt(prompt: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a file; raises ModelError when it is missing or not UTF-8."""
+def read_text(path: Path, option: str = "--text") -> str:
+    """Return the text of the file that `option` names; raises ModelError when it is missing or not UTF-8."""
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise ModelError(f"{path} is not UTF-8 at byte {error.start}; convert it, say with iconv.") from None
     except OSError as error:
         raise ModelError(
-            f"{path} cannot be read ({error.strerror}); expected a text file. Check --text."
+            f"{path} cannot be read ({error.strerror}); expected a text file. Check {option}."
         ) from None
 
 

@@ -11,6 +11,7 @@
     decode.py       one token through the kernels, with only the neurons it needs
     sampling.py     from logits to a token
     generate.py     prompt in, tokens and their statistics out
+    chat/           conversations: a model's template, and turns that share one cache
     synthetic.py    random models of known shapes
     bench/          engines side by side, interleaved in one run
 

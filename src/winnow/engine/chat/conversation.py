@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -60,7 +60,7 @@ class Conversation:
         """Everything said, the system text first if there is one."""
         return [*([Message("system", self.system)] if self.system else []), *self.turns]
 
-    def ask(self, text: str) -> Iterator[Piece]:
+    def ask(self, text: str) -> Generator[Piece, None, None]:
         """Say `text` and yield the answer piece by piece; where the context ends, it ends too.
 
         An answer that is stopped (the iterator closed) stays as far as it was given out; stopped before its
@@ -101,7 +101,9 @@ class Conversation:
         text = self.template.render([dataclasses.asdict(each) for each in messages], self.began)
         return tokenizer.encode(text, special=False)  # the template has written what belongs around it
 
-    def _answer(self, said: Message, ids: list[int], options: GenerateOptions) -> Iterator[Piece]:
+    def _answer(
+        self, said: Message, ids: list[int], options: GenerateOptions
+    ) -> Generator[Piece, None, None]:
         self.is_full = False
         text, is_done = "", False
         try:
