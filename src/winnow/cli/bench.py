@@ -15,9 +15,9 @@ from winnow.cli.failures import say
 from winnow.cli.opening import check_memory, open_checkpoint, open_engine, read_text
 from winnow.cli.show import quantity, share, show_json, show_table
 from winnow.engine import parse_config, tensor_shapes
-from winnow.engine.bench import BenchOptions, BenchReport, Runner, WinnowRunner, race
+from winnow.engine.bench import BenchOptions, BenchReport, Expected, Runner, WinnowRunner, race
 from winnow.engine.generate import DTYPES
-from winnow.engine.synthetic import OPT_SHAPES, opt_config, synthetic_opt
+from winnow.engine.synthetic import shape_config, synthetic_shape
 from winnow.kernels import Cpu, open_cpu
 
 # Lewis Carroll, Alice's Adventures in Wonderland (1865): a prompt long enough for any tokenizer.
@@ -36,6 +36,8 @@ COLUMNS = (
     "tokens/s",
     "min",
     "max",
+    "turns",
+    "set aside",
     "first token",
     "density",
     "bytes/token",
@@ -52,7 +54,7 @@ class _Field:
     runners: list[Runner]
     prompt: list[int]
     cpu: Cpu
-    asked_density: float | None
+    expected: Expected | None
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -64,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         field.name, arguments.dtype, arguments.prompt_tokens, arguments.max_tokens, arguments.repeats
     )
     progress = Progress(f"timing {field.name}", options.repeats + 1, quiet=arguments.quiet)
-    report = race(field.runners, field.prompt, field.cpu, options, progress.update, field.asked_density)
+    report = race(field.runners, field.prompt, field.cpu, options, progress.update, field.expected)
     if arguments.json:
         show_json(report.to_json())
     else:
@@ -97,11 +99,10 @@ def _checkpoint(arguments: argparse.Namespace) -> _Field:
 
 def _shape(arguments: argparse.Namespace) -> _Field:
     dtype = DTYPES[arguments.dtype]
-    if arguments.shape in OPT_SHAPES:
-        shapes = tensor_shapes(parse_config(opt_config(*OPT_SHAPES[arguments.shape])))
-        # The tensors are held twice: as a checkpoint has them, and packed for the kernels.
-        check_memory(2 * dtype.itemsize * sum(map(math.prod, shapes.values())), arguments.shape)
-    model = synthetic_opt(arguments.shape, dtype, arguments.density, seed=0)
+    shapes = tensor_shapes(parse_config(shape_config(arguments.shape)))
+    # The tensors are held twice: as a checkpoint has them, and packed for the kernels.
+    check_memory(2 * dtype.itemsize * sum(map(math.prod, shapes.values())), arguments.shape)
+    model = synthetic_shape(arguments.shape, dtype, arguments.density, seed=0)
     cpu = open_cpu(arguments.threads or len(os.sched_getaffinity(0)))
     vocab_size = model.weights.config.vocab_size
     runners: list[Runner] = [
@@ -114,7 +115,8 @@ def _shape(arguments: argparse.Namespace) -> _Field:
         hf = hf_from_source(model.source, model.raw_config, dtype)
         runners.append(HfRunner(hf, cpu.threads, vocab_size))
     prompt = torch.randint(vocab_size, (arguments.prompt_tokens,), generator=generator(1)).tolist()
-    return _Field(arguments.shape, runners, prompt, cpu, arguments.density)
+    expected = Expected(arguments.density, model.is_exact)
+    return _Field(arguments.shape, runners, prompt, cpu, expected)
 
 
 def _show(report: BenchReport) -> None:
@@ -125,10 +127,10 @@ def _show(report: BenchReport) -> None:
         f"{machine.threads} threads, {machine.isa}, {machine.read_gb_per_s:.1f} GB/s, commit {machine.commit}"
     )
     show_table(title, COLUMNS, _rows(report))
-    if machine.was_disturbed:
-        print(
-            "The read bandwidth fell below 0.7 of its best while this ran: the figures are void. Run again."
-        )
+    for note in report.notes:
+        print(f"Note: {note}.")
+    if report.was_disturbed:
+        print("Some engine has no turn on a quiet machine: the figures are void. Run again.")
 
 
 def _rows(report: BenchReport) -> Sequence[Sequence[str]]:
@@ -138,6 +140,8 @@ def _rows(report: BenchReport) -> Sequence[Sequence[str]]:
             f"{row.tokens_per_second:.2f}",
             f"{row.tokens_per_second_min:.2f}",
             f"{row.tokens_per_second_max:.2f}",
+            str(row.turns),
+            str(row.turns_set_aside),
             f"{row.ttft_s:.2f} s",
             share(row.mlp_density),
             quantity(row.bytes_per_token),

@@ -1,8 +1,12 @@
-"""Synthetic: random OPT models of known shapes, for timing without a download.   (floor 5 · engine)
+"""Synthetic: random models of known shapes, for timing without a download.   (floor 5 · engine)
 
-fc1 is a product of rank D/16 and its biases are shifted, layer by layer, until the asked share of neurons
-fires on random tokens. The two factors are then a predictor of that rank that is exact up to rounding, the
-same tensors go to every engine, and sparse and dense decoding must give the same tokens.
+    OPT     fc1 is a product of rank D/16 and its biases are shifted, layer by layer, until the asked share of
+            neurons fires on random tokens. The two factors are then a predictor of that rank that is exact up
+            to rounding, and sparse and dense decoding must give the same tokens.
+    Llama   SiLU is never zero, so no choice of neurons is exact. Each layer's gate thresholds let through the
+            asked share on random tokens; sparse and dense decoding may part.
+
+The same tensors go to every engine.
 """
 
 import math
@@ -17,9 +21,9 @@ from winnow.base.rng import generator
 from winnow.engine.cache import KvCache
 from winnow.engine.checkpoint import DictSource
 from winnow.engine.families import load_weights, parse_config
-from winnow.engine.model import MlpInputs, dense_mlp, forward
-from winnow.engine.sparsity.predictor import LowRankPredictor
-from winnow.engine.weights import Layer, Weights
+from winnow.engine.model import MlpInputs, dense_mlp, forward, weighted_sum
+from winnow.engine.sparsity.predictor import GatePredictor, LowRankPredictor, Predictor
+from winnow.engine.weights import Layer, Weights, product
 from winnow.kernels import Matrix
 
 OPT_SHAPES = {  # layers, width, heads
@@ -29,9 +33,13 @@ OPT_SHAPES = {  # layers, width, heads
     "opt-6.7b": (32, 4096, 32),
     "opt-13b": (40, 5120, 40),
 }
-VOCABULARY = 50272
+LLAMA_SHAPES = {  # layers, width, neurons, heads, kv heads
+    "llama-1b": (16, 2048, 8192, 32, 8),
+}
+OPT_VOCABULARY = 50272
+LLAMA_VOCABULARY = 128256
 RANK_SHARE = 16  # rank of fc1: width over this
-SPREAD_TOKENS = 256  # random tokens on which the biases are set
+SPREAD_TOKENS = 256  # random tokens on which biases and thresholds are set
 # A predicted score differs from the true pre-activation by rounding only; this covers it.
 ROUNDING_MARGIN = 0.02
 # Attention passes on what all tokens share and averages the rest away; at gain 1 every token ends up alike.
@@ -42,30 +50,41 @@ EMBED_SCALE = 0.05
 
 @dataclass(frozen=True)
 class SyntheticModel:
-    """A random model: the tensors as a checkpoint holds them, loaded weights and exact predictors."""
+    """A random model: the tensors as a checkpoint holds them, loaded weights and a predictor per layer.
+
+    With exact predictors, sparse decoding gives the tokens of dense decoding.
+    """
 
     source: DictSource
     raw_config: dict
     weights: Weights
-    predictors: tuple[LowRankPredictor, ...]
+    predictors: tuple[Predictor, ...]
+    is_exact: bool
 
 
-def synthetic_opt(shape: str, dtype: torch.dtype, density: float, seed: int) -> SyntheticModel:
-    """Return a random OPT of a named shape in which a share `density` of each layer's neurons fires.
+def synthetic_shape(shape: str, dtype: torch.dtype, density: float, seed: int) -> SyntheticModel:
+    """Return a random model of a named shape in which a share `density` of each layer's neurons is computed.
 
     Greedy decoding wanders over the vocabulary, so that equal tokens say something and the active sets
     change from step to step. Holds the tensors once for the source and once packed. Raises UsageError for
     an unknown shape or a density outside 0..1.
     """
-    if shape not in OPT_SHAPES:
-        raise UsageError(f"--shape is {shape!r}; expected one of {', '.join(OPT_SHAPES)}.")
+    raw_config = shape_config(shape)
     if not 0 < density < 1:
         raise UsageError(f"--density is {density}; expected a share between 0 and 1.")
-    raw_config = opt_config(*OPT_SHAPES[shape])
     return synthetic_model(raw_config, dtype, density, seed)
 
 
-def opt_config(n_layers: int, width: int, n_heads: int, vocab_size: int = VOCABULARY) -> dict:
+def shape_config(shape: str) -> dict:
+    """Return the config.json of a named shape; raises UsageError for an unknown one."""
+    if shape in OPT_SHAPES:
+        return opt_config(*OPT_SHAPES[shape])
+    if shape in LLAMA_SHAPES:
+        return llama_config(*LLAMA_SHAPES[shape])
+    raise UsageError(f"--shape is {shape!r}; expected one of {', '.join((*OPT_SHAPES, *LLAMA_SHAPES))}.")
+
+
+def opt_config(n_layers: int, width: int, n_heads: int, vocab_size: int = OPT_VOCABULARY) -> dict:
     """Return the config.json of an OPT of this shape."""
     return {
         "model_type": "opt",
@@ -86,11 +105,46 @@ def opt_config(n_layers: int, width: int, n_heads: int, vocab_size: int = VOCABU
     }
 
 
+def llama_config(
+    n_layers: int,
+    width: int,
+    n_neurons: int,
+    n_heads: int,
+    n_kv_heads: int,
+    vocab_size: int = LLAMA_VOCABULARY,
+) -> dict:
+    """Return the config.json of a Llama of this shape, its head tied to the embedding."""
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "num_hidden_layers": n_layers,
+        "hidden_size": width,
+        "intermediate_size": n_neurons,
+        "num_attention_heads": n_heads,
+        "num_key_value_heads": n_kv_heads,
+        "head_dim": width // n_heads,
+        "vocab_size": vocab_size,
+        "max_position_embeddings": 131072,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": True,
+    }
+
+
 def synthetic_model(raw_config: dict, dtype: torch.dtype, density: float, seed: int) -> SyntheticModel:
-    """Return a random model for `raw_config`, with the share `density` of its neurons firing."""
+    """Return a random model for `raw_config`, with predictors that select the share `density`."""
     draws = generator(seed)
-    tensors, predictors = _tensors(raw_config, dtype, draws)
-    source = DictSource(parse_config(raw_config), tensors)
+    if raw_config["model_type"] == "llama":
+        return _synthetic_llama(raw_config, dtype, density, draws)
+    return _synthetic_opt(raw_config, dtype, density, draws)
+
+
+def _synthetic_opt(raw: dict, dtype: torch.dtype, density: float, draws: torch.Generator) -> SyntheticModel:
+    tensors, predictors = _opt_tensors(raw, dtype, draws)
+    source = DictSource(parse_config(raw), tensors)
     weights = load_weights(source, dtype)
     _shift_biases(weights, density, draws)
     for index, (layer, predictor) in enumerate(zip(weights.layers, predictors, strict=True)):
@@ -100,10 +154,16 @@ def synthetic_model(raw_config: dict, dtype: torch.dtype, density: float, seed: 
             bias.copy_(rounded)
             tensors[f"model.decoder.layers.{index}.{name}.bias"].copy_(rounded)
         predictor.bias.copy_(layer.mlp.bias + ROUNDING_MARGIN)
-    return SyntheticModel(source, raw_config, weights, tuple(predictors))
+    return SyntheticModel(source, raw, weights, tuple(predictors), is_exact=True)
 
 
-def _tensors(
+def _synthetic_llama(raw: dict, dtype: torch.dtype, density: float, draws: torch.Generator) -> SyntheticModel:
+    source = DictSource(parse_config(raw), _llama_tensors(raw, dtype, draws))
+    weights = load_weights(source, dtype)
+    return SyntheticModel(source, raw, weights, _gate_predictors(weights, density, draws), is_exact=False)
+
+
+def _opt_tensors(
     raw: dict, dtype: torch.dtype, draws: torch.Generator
 ) -> tuple[dict[str, Tensor], list[LowRankPredictor]]:
     width, n_neurons = raw["hidden_size"], raw["ffn_dim"]
@@ -143,6 +203,57 @@ def _tensors(
     return tensors, predictors
 
 
+def _llama_tensors(raw: dict, dtype: torch.dtype, draws: torch.Generator) -> dict[str, Tensor]:
+    width, n_neurons, head_width = raw["hidden_size"], raw["intermediate_size"], raw["head_dim"]
+    q_width, kv_width = raw["num_attention_heads"] * head_width, raw["num_key_value_heads"] * head_width
+
+    def normal(n_rows: int, n_columns: int, scale: float) -> Tensor:
+        return torch.randn(n_rows, n_columns, generator=draws).mul_(scale).to(dtype)
+
+    tensors = {
+        "model.embed_tokens.weight": normal(raw["vocab_size"], width, EMBED_SCALE),
+        "model.norm.weight": torch.ones(width, dtype=dtype),
+    }
+    for index in range(raw["num_hidden_layers"]):
+        layer = f"model.layers.{index}."
+        for name, n_rows in (("q_proj", q_width), ("k_proj", kv_width), ("v_proj", kv_width)):
+            tensors[f"{layer}self_attn.{name}.weight"] = normal(n_rows, width, width**-0.5)
+        tensors[f"{layer}self_attn.o_proj.weight"] = normal(width, q_width, ATTENTION_GAIN * q_width**-0.5)
+        for name in ("gate_proj", "up_proj"):
+            tensors[f"{layer}mlp.{name}.weight"] = normal(n_neurons, width, width**-0.5)
+        tensors[f"{layer}mlp.down_proj.weight"] = normal(width, n_neurons, 2 * n_neurons**-0.5)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{layer}{name}.weight"] = torch.ones(width, dtype=dtype)
+    return tensors
+
+
+def _gate_predictors(weights: Weights, density: float, draws: torch.Generator) -> tuple[GatePredictor, ...]:
+    """Return gate thresholds from one forward pass, each layer's above winnowed layers."""
+    config = weights.config
+    ids = torch.randint(0, config.vocab_size, (SPREAD_TOKENS,), generator=draws)
+    predictors = []
+
+    def choosing(index: int, layer: Layer, inputs: MlpInputs) -> Float[Tensor, "T D"]:
+        gates = layer.activation(product(inputs.own, layer.mlp.w_in) + layer.mlp.bias)  # [T, F]
+        ups = product(inputs.own, layer.mlp.w_up) + layer.mlp.bias_up
+        # A gate of 1 moves the output by this much: one level of contribution serves all neurons.
+        reach = ups.square().mean(0).sqrt() * layer.mlp.w_out.float().norm(dim=-1)
+        level = _reached_by(gates.abs() * reach, density)
+        predictor = GatePredictor(level / reach)
+        predictors.append(predictor)
+        return weighted_sum(layer, gates * ups * predictor.selected(layer, inputs))
+
+    with torch.inference_mode():
+        forward(weights, ids, KvCache(config, SPREAD_TOKENS, weights.embed.dtype), mlp=choosing)
+    return tuple(predictors)
+
+
+def _reached_by(values: Float[Tensor, "T F"], share: float) -> Float[Tensor, ""]:
+    """Return the level that a `share` of the values, at least one, reaches."""
+    n_above = max(math.ceil(share * values.numel()), 1)
+    return values.flatten().kthvalue(values.numel() - n_above + 1).values
+
+
 def _shift_biases(weights: Weights, density: float, draws: torch.Generator) -> None:
     """Set fc1's biases in one forward pass, each layer after those below it are set."""
     config = weights.config
@@ -152,8 +263,7 @@ def _shift_biases(weights: Weights, density: float, draws: torch.Generator) -> N
         w_in = layer.mlp.w_in.float()
         norms = w_in.norm(dim=-1)
         z = (inputs.own @ w_in.T) / norms  # [T, F], every neuron on one scale
-        n_above = max(math.ceil(density * z.numel()), 1)
-        shift = z.flatten().kthvalue(z.numel() - n_above + 1).values
+        shift = _reached_by(z, density)
         layer.mlp.bias.copy_(-shift * norms)
         y = dense_mlp(index, layer, inputs)
         # Half of a ReLU's output is the same for every token; left in, it drowns what the tokens say.

@@ -3,11 +3,11 @@
 report.py     rows, machine, checks: what a run found
 runners.py    one turn of Winnow's own engine, dense or sparse
 hf.py         one turn of Hugging Face transformers (extra `hf`; imported only when asked for)
-race.py       who runs, in which order, how often; medians
+race.py       who runs, in which order, which turns count; medians
 """
 
-from winnow.engine.bench.race import BenchOptions, race
+from winnow.engine.bench.race import BenchOptions, Expected, race
 from winnow.engine.bench.report import BenchReport, Row
 from winnow.engine.bench.runners import Runner, Turn, WinnowRunner
 
-__all__ = ["BenchOptions", "BenchReport", "Row", "Runner", "Turn", "WinnowRunner", "race"]
+__all__ = ["BenchOptions", "BenchReport", "Expected", "Row", "Runner", "Turn", "WinnowRunner", "race"]

@@ -26,9 +26,17 @@ def hf_from_source(source: DictSource, raw_config: dict, dtype: torch.dtype) -> 
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.load_state_dict({name: source.tensor(name) for name in source.names()}, strict=False, assign=True)
     model.tie_weights()
-    left = [name for name, p in model.named_parameters() if p.is_meta]
+    _compute_buffers(model)
+    left = [name for name, p in (*model.named_parameters(), *model.named_buffers()) if p.is_meta]
     assert not left, f"tensors that the source lacks: {left}"
     return model.eval()
+
+
+def _compute_buffers(model: PreTrainedModel) -> None:
+    """Make anew the modules with buffers that no checkpoint holds: the frequencies of rotary positions."""
+    for name, module in list(model.named_modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            model.set_submodule(name, type(module)(config=model.config))
 
 
 def hf_from_directory(directory: Path, dtype: torch.dtype) -> PreTrainedModel:

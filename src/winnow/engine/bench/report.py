@@ -5,10 +5,12 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One engine's medians over all rounds; the slowest and fastest round beside them.
+    """One engine's medians over the turns that count; the slowest and fastest of them beside.
 
-    Decode speed leaves the prompt out. `bytes_per_token` counts the weights, predictors and cached keys and
-    values that a decode step reads; `bandwidth_share` holds it against the probed read bandwidth.
+    A turn counts where the read bandwidth before and after it was close to the best of the run; the others
+    are set aside. Where none counts, the medians are over those set aside and the report is void. Decode
+    speed leaves the prompt out. `bytes_per_token` counts the weights, predictors and cached keys and values
+    that a decode step reads; `bandwidth_share` holds it against the probed read bandwidth.
     `rss_bytes` is the whole process, all engines in it.
     """
 
@@ -21,6 +23,8 @@ class Row:
     tokens_per_second: float
     tokens_per_second_min: float
     tokens_per_second_max: float
+    turns: int
+    turns_set_aside: int
     ms_per_token: float
     ttft_s: float
     bytes_per_token: float | int
@@ -31,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and on what the figures were taken."""
+    """Where and on what the figures were taken; the best and the worst bandwidth of the run, both probed."""
 
     cpu: str
     threads: int
@@ -40,24 +44,28 @@ class Machine:
     read_gb_per_s_min: float
     commit: str
 
-    @property
-    def was_disturbed(self) -> bool:
-        """Whether some round read memory at less than 0.7 of the best: another tenant, a cold clock."""
-        return self.read_gb_per_s_min < 0.7 * self.read_gb_per_s
-
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Rows in the order the engines took their turns, and what the run checked about itself."""
+    """Rows in the order the engines took their turns, and what the run checked about itself.
+
+    `notes` say what a reader of the figures has to know and cannot see in them.
+    """
 
     machine: Machine
     rows: tuple[Row, ...]
     failures: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def was_disturbed(self) -> bool:
+        """Whether some engine has no turn on a quiet machine: another tenant, a cold clock."""
+        return any(row.turns == 0 for row in self.rows)
 
     @property
     def is_void(self) -> bool:
         """Whether the figures must not be quoted: a check failed or the machine was disturbed."""
-        return bool(self.failures) or self.machine.was_disturbed
+        return bool(self.failures) or self.was_disturbed
 
     def to_json(self) -> dict:
         """Return one object with the published keys."""
@@ -65,5 +73,6 @@ class BenchReport:
             "machine": asdict(self.machine),
             "rows": [asdict(row) for row in self.rows],
             "failures": list(self.failures),
+            "notes": list(self.notes),
             "void": self.is_void,
         }

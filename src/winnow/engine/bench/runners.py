@@ -11,7 +11,7 @@ from winnow.engine.cache import KvCache
 from winnow.engine.decode import Decoder
 from winnow.engine.generate import torch_threads
 from winnow.engine.model import prefill
-from winnow.engine.sparsity.predictor import LowRankPredictor
+from winnow.engine.sparsity.predictor import Predictor
 from winnow.engine.weights import Weights
 from winnow.kernels import Cpu
 
@@ -53,7 +53,7 @@ class WinnowRunner:
     def __init__(
         self,
         weights: Weights,
-        predictors: Sequence[LowRankPredictor | None] | None,
+        predictors: Sequence[Predictor | None] | None,
         cpu: Cpu,
         vocab_size: int,
     ) -> None:
