@@ -20,7 +20,7 @@ from winnow.kernels import (
 )
 from winnow.kernels.gate_set import gate_set_reference
 
-SIZES = [(1, 8), (17, 40), (200, 136), (700, 33), (60, 2056), (513, 1), (1025, 72)]  # neurons, width
+SIZES = [(1, 8), (17, 40), (700, 33), (60, 2056), (513, 1)]  # neurons, width
 
 
 @pytest.fixture(params=[relu, silu], ids=lambda activation: activation.name)
@@ -85,7 +85,7 @@ def test_given_gates_change_no_bit(
             assert torch.equal(known, gathered_mlp(x, records, indices, activation=activation, cpu=cpu))
 
 
-@pytest.mark.parametrize(("neurons", "width"), SIZES)
+@pytest.mark.parametrize(("neurons", "width"), SIZES[1:4])
 def test_the_mlp_with_given_gates_agrees_with_its_definition(
     cpu: Cpu, dtype: torch.dtype, neurons: int, width: int, rng: torch.Generator
 ):
@@ -116,7 +116,7 @@ def test_threads_do_not_change_a_bit(
     thresholds = torch.rand(3001, generator=rng)
     once = gate_set(x, records, thresholds, activation=activation, cpu=opened(isa, 1))
     for threads in (2, 3):
-        for _ in range(10):
+        for _ in range(4):
             again = gate_set(x, records, thresholds, activation=activation, cpu=opened(isa, threads))
             assert torch.equal(again[0], once[0])
             assert torch.equal(again[1], once[1])
