@@ -2,28 +2,57 @@
 
 import argparse
 
+from winnow.cli.failures import say
 from winnow.cli.opening import cut, open_checkpoint, open_engine, read_text
 from winnow.cli.show import quantity, share
 from winnow.engine.generate import Engine, torch_threads
-from winnow.engine.sparsity import CalibrationOptions, Plan, calibrate
+from winnow.engine.sparsity import CalibrationOptions, Lookahead, Plan, calibrate
 from winnow.engine.sparsity.frontier import mlp_bytes
 from winnow.engine.sparsity.plan import FILE_NAME
+from winnow.engine.sparsity.resume import forget, partial_directory
+from winnow.engine.sparsity.sanity import text_warnings
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Fit and verify a plan on --text, write it, say what was measured."""
-    options = CalibrationOptions(target_kld=arguments.target_kld, quiet=arguments.quiet)
+    options = CalibrationOptions(
+        target_kld=arguments.target_kld,
+        predictor=arguments.predictor,
+        lookahead=Lookahead(arguments.lookahead),
+        quiet=arguments.quiet,
+    )
     texts = [read_text(path) for path in arguments.text]
     checkpoint = open_checkpoint(arguments)
+    options.kinds(checkpoint.config.is_gated)  # refused before the weights are read
     out = arguments.out or checkpoint.directory / FILE_NAME
     out.parent.mkdir(parents=True, exist_ok=True)  # a place that cannot be had is better known at once
     engine = open_engine(arguments, plan=None)
+    if not arguments.quiet:
+        _doubt(engine, texts)
     pieces, _ = cut(engine, texts, arguments.limit)
-    with torch_threads(engine.cpu.threads):
-        plan = calibrate(engine.weights, checkpoint.content_hash(), pieces, options)
+    partial = partial_directory(out)
+    try:
+        with torch_threads(engine.cpu.threads):
+            plan = calibrate(engine.weights, checkpoint.content_hash(), pieces, options, partial)
+    except KeyboardInterrupt:
+        say(f"{partial} keeps what is finished; the same command goes on from there.")
+        raise
     plan.save(out)
+    forget(out)
     print(f"{out}: {_measured(engine, plan)}")
     return 0
+
+
+def _doubt(engine: Engine, texts: list[str]) -> None:
+    """Say what speaks against the texts; a part of each is enough to see it."""
+    tokenizer = engine.tokenizer
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, special=False)
+
+    sample = "".join(text[:2000] for text in texts[:50])
+    for warning in text_warnings(sample, encode(sample), tokenizer.token_id("<unk>"), encode):
+        say(f"warning: {warning}")
 
 
 def _measured(engine: Engine, plan: Plan) -> str:

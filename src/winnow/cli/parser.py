@@ -148,6 +148,19 @@ def _add_calibrate(parser: Parser) -> None:
     )
     add("--out", type=Path, metavar="PLAN", help="default: winnow-plan.safetensors beside the weights")
     add("--target-kld", type=_real, default=0.001, metavar="NATS", help="loss allowed per token (0.001)")
+    add(
+        "--predictor",
+        choices=("auto", "svd", "low-rank", "gate"),
+        default="auto",
+        help="what chooses the neurons: auto (default) takes for each layer what reads the least; svd is a "
+        "closed form, low-rank is fitted from it, gate computes all gates of a gated MLP",
+    )
+    add(
+        "--lookahead",
+        choices=("same-layer", "half-layer", "next-layer"),
+        default="same-layer",
+        help="what is looked at: the MLP's own input (default), its attention's, or the MLP's of the layer below",
+    )
     _add_limit(parser)
     _add_model_options(parser, "fp32")
 
@@ -236,7 +249,13 @@ COMMANDS = {
         'backslash goes on in the next; """ begins and ends a message of several lines. /help lists the '
         "commands. A model without a chat template continues the text.",
     ),
-    "calibrate": Command("make a model's plan: which neurons its tokens need", ("[MODEL]",), _add_calibrate),
+    "calibrate": Command(
+        "make a model's plan: which neurons its tokens need",
+        ("[MODEL]",),
+        _add_calibrate,
+        "What is finished is kept beside the plan, in PLAN.partial, until the plan is written: the same command "
+        "goes on where it was interrupted.",
+    ),
     "fidelity": Command("sparse against dense on a text: what the plan loses", ("[MODEL]",), _add_fidelity),
     "perplexity": Command("score a text with every neuron", ("[MODEL]",), _add_perplexity),
     "bench": Command("time dense and sparse side by side", ("[MODEL]",), _add_bench),

@@ -5,7 +5,12 @@ sparse_mlp.py   the definition of a winnowed MLP, and the shares of neurons it c
 plan.py         the predictors of one model, in one file
 fidelity.py     sparse against dense, token by token
 observe.py      one dense pass: moments and samples of every layer's input
-frontier.py     what each rank and threshold would cost and lose, layer by layer
+frontier.py     what each setting of each kind would cost and lose, layer by layer
+finetune.py     low-rank predictors, fitted from the closed form to the cheapest errors
+search.py       the settings of all layers that read the fewest bytes within a budget
+heldout.py      what a plan loses on windows that were not fitted
+resume.py       what an interrupted calibration has finished
+sanity.py       what is odd about a text or a layer, in plain words
 calibrate.py    the cheapest plan that keeps the fidelity asked for
 """
 

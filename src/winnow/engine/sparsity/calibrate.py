@@ -1,93 +1,156 @@
 """Calibrate: the cheapest plan that keeps the fidelity asked for.   (floor 5 · engine)
 
-    observe     one dense pass over the text: input moments and samples, layer by layer
-    frontier    per layer, what each rank and threshold costs in bytes and loses locally
+    observe     one dense pass over the text: moments and samples of what is read, layer by layer
+    fit         per layer, what each setting of the closed forms costs in bytes and loses locally
     weigh       per layer, how much divergence a unit of local loss causes (measured)
-    choose      one multiplier for all layers: the least bytes whose summed loss fits the target
+    tune        per layer, fit further the rank that the budget points at, at its price
+    choose      one exchange rate for all layers: the least bytes whose summed loss fits the target
     verify      the plan's own divergence on held-out windows; tighten or relax, and choose again
 
 Losses of different layers add up: a divergence is quadratic in a small perturbation and the layers' errors
-are nearly uncorrelated. Where that is not so, `verify` sees it, and its figure is the one that counts.
+are nearly uncorrelated. Where that is not so, `verify` sees it, and its figure is the one that counts. Each
+finished stage can be kept in a folder, from which an interrupted calibration goes on to the same bits.
 """
 
 import hashlib
+import time
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from winnow.base.errors import ModelError, UsageError
+from winnow.base.errors import UsageError
 from winnow.base.progress import Progress
-from winnow.engine.model import dense_mlp
-from winnow.engine.sparsity.fidelity import Fidelity, compare, divergence, window_logits
-from winnow.engine.sparsity.frontier import Choice, Frontier, frontier, mlp_bytes
-from winnow.engine.sparsity.observe import observe
+from winnow.engine.sparsity.finetune import Effort, tuned, tuned_choices
+from winnow.engine.sparsity.frontier import Choice, Kind, frontier, held_out, labelled, mlp_bytes
+from winnow.engine.sparsity.heldout import HeldOut, Measured
+from winnow.engine.sparsity.observe import LayerInputs, Observer
 from winnow.engine.sparsity.plan import Plan, Provenance
-from winnow.engine.sparsity.sparse_mlp import SparseMlp
+from winnow.engine.sparsity.predictor import Lookahead, LowRankPredictor
+from winnow.engine.sparsity.resume import Stages, packed, unpacked
+from winnow.engine.sparsity.sanity import label_warnings, length_warnings
+from winnow.engine.sparsity.search import Chosen, Ladders
+from winnow.engine.sparsity.sparse_mlp import LayerCounts
 from winnow.engine.weights import Weights
-from winnow.kernels import relu
 
-RANKS = 16  # ranks tried: width / 32, 2 * width / 32, ... width / 2
 MARGIN = 0.9  # a plan is held to this share of the target, since other text will differ
-AIM = 0.95  # and aimed at this share of that, since settings come in steps
-PROBES = 6  # plans verified at most
-SURCHARGES = (*(0.1 * i for i in range(30)), 5.0, 10.0, 100.0)  # on predictor bytes, to hold their share
+AIM = 0.96  # and aimed at this share of that, since settings come in steps
+NEAR_ENOUGH = 0.93  # a verified plan that uses so much of what it may is not improved further
+PROBES = 4  # plans verified; twice as many when none of them holds
+SAMPLE_NUMBERS = 2**24  # of a layer's sample, rows times width
+LEAST_SAMPLE_ROWS = 1024
+EFFORT = Effort()
+VALIDATION_TOKENS = 32_768  # more hold no surprises worth their time
+WEIGHING_SHARE = 0.3  # of the tokens read by observing, spent on weighing all layers together
+PROBE_WINDOWS = 8
+PROBE_TOKENS = 128  # of a window, at least, when layers are weighed
+TYPICAL_LOSS = 0.02  # of a layer's squared contributions: its divergence is measurable and small
+TUNING_FLOPS = 2e13  # for all layers; it bounds how many ranks are tuned in each
+TUNED_RANKS = 2  # in each layer, at most
+SAVE_EVERY_S = 120.0
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """What to aim for, and how much to look at.
+    """What to aim for, and by which means.
 
     `target_kld` is in nats per token; `max_predictor_share` bounds the predictors' bytes by the MLPs'.
+    `sample_rows` bounds the rows kept of each layer, which are fewer in wide models.
+    `predictor` names one kind for all layers that gain by it, "auto" the best for each.
     """
 
     target_kld: float = 0.001
+    predictor: Literal["auto", "svd", "low-rank", "gate"] = "auto"
+    lookahead: Lookahead = Lookahead.SAME
     max_predictor_share: float = 1 / 12
     sample_rows: int = 8192
-    probe_windows: int = 4
     validation_share: float = 0.1
+    effort: Effort = EFFORT
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a target that no plan can meet or that means nothing."""
+        """Refuse a target that no plan can meet or that means nothing, and a gate that looks ahead."""
         if not 0 < self.target_kld < 10:
             raise UsageError(f"--target-kld is {self.target_kld}; expected nats per token, between 0 and 10.")
+        if self.predictor == "gate" and self.lookahead is not Lookahead.SAME:
+            raise UsageError(
+                f"--predictor gate was asked with --lookahead {self.lookahead}; a gate is computed from the "
+                "MLP's own input, expected same-layer."
+            )
+
+    def kinds(self, is_gated: bool) -> tuple[Kind, ...]:
+        """Return the kinds to try, the closed forms first; raises UsageError for gates that are not there."""
+        if self.predictor == "gate" and not is_gated:
+            raise UsageError(
+                "--predictor gate was asked of MLPs that have no gate; expected svd, low-rank or auto."
+            )
+        if self.predictor != "auto":
+            return (self.predictor,)
+        has_gate = is_gated and self.lookahead is Lookahead.SAME
+        return ("svd", "gate", "low-rank") if has_gate else ("svd", "low-rank")
 
 
 def calibrate(
-    weights: Weights, model_hash: str, texts: Sequence[Int64[Tensor, " _"]], options: CalibrationOptions
+    weights: Weights,
+    model_hash: str,
+    texts: Sequence[Int64[Tensor, " _"]],
+    options: CalibrationOptions,
+    partial: Path | None = None,
 ) -> Plan:
     """Return the plan with the fewest bytes per token whose divergence on held-out windows meets the target.
 
     Every tenth window of `texts` is held out for verification. Exact in what it computes: a plan only leaves
-    neurons out. Costs one dense pass over the text, 3 forward passes over a few windows per layer, and at
-    most 6 verifications. Raises ModelError for activations that are never exactly zero, such as SiLU.
+    neurons out. Costs one dense pass over the text, without the head, and less than that again for weighing
+    and verifying. Memory is that of `observe` and does not grow with the text. `partial` is a folder for
+    finished stages: a calibration that finds its own there goes on, and ends in the same plan. Warns, by
+    `warnings`, of too little text and of layers that never or always fire. Raises UsageError for options
+    that the model cannot meet and for another calibration's folder, ModelError for values not finite.
     """
-    if weights.config.activation is not relu:
-        raise ModelError(
-            f"This model's activation is {weights.config.activation.name}, whose neurons are never exactly "
-            "zero; plans are made for ReLU models. It runs dense."
-        )
+    kinds = options.kinds(weights.config.is_gated)
     every = round(1 / options.validation_share)
-    validation = list(texts[every - 1 :: every])
-    training = [ids for i, ids in enumerate(texts) if i % every != every - 1]
-    if not validation:
+    if len(texts) < every:
         raise UsageError(f"The text fills {len(texts)} windows; expected at least {every}. Give more --text.")
-    progress = Progress("reading the text", len(training), quiet=options.quiet)
-    seen = observe(weights, training, options.sample_rows, progress.update)
-    step = max(weights.config.width // 32, 1)
-    ranks = [step * (i + 1) for i in range(RANKS)]
-    progress = Progress("fitting predictors", len(seen), quiet=options.quiet)
-    frontiers = []
-    for index, (layer, inputs) in enumerate(zip(weights.layers, seen, strict=True)):
-        frontiers.append(frontier(layer, inputs, ranks))
-        progress.update(index + 1)
-    prices = _weigh(weights, frontiers, training[: options.probe_windows], options.quiet)
-    search = _Search(weights, frontiers, prices, validation, options.max_predictor_share)
-    return search.best(options, model_hash, _text_hash(texts))
+    validation = _spread(texts[every - 1 :: every], VALIDATION_TOKENS)
+    training = [ids for i, ids in enumerate(texts) if i % every != every - 1]
+    _warn(length_warnings(sum(len(ids) for ids in training), weights.config.width))
+    text_hash = _text_hash(texts)
+    stages = Stages(partial, _binding(weights, model_hash, text_hash, options))
+    work = _Calibration(weights, options, kinds, stages)
+    seen = work.observe(training)
+    fits = work.fit(seen)
+    prices = work.weigh(fits, training)
+    work.show("held-out text, densely", len(validation))
+    held = HeldOut(weights, validation, work.progress.update)
+    if "low-rank" in kinds:
+        fits = work.tune(fits, prices, seen)
+    best, measured = work.verify(fits, prices, held)
+    provenance = Provenance(
+        model_hash=model_hash,
+        text_hash=text_hash,
+        lookahead=str(options.lookahead),
+        predictor=options.predictor,
+        target_kld=options.target_kld,
+        measured_kld=measured.kld,
+        measured_density=measured.overall.density,
+        measured_recall=measured.overall.recall,
+        validation_tokens=measured.tokens,
+        # What was measured in fp32 holds for bf16, which adds its rounding; not the other way round.
+        precisions=("fp32", "bf16") if weights.embed.dtype == torch.float32 else ("bf16",),
+    )
+    return Plan(provenance, tuple(c.predictor for c in best.choices), measured.layers)
+
+
+def _spread(texts: Sequence[Int64[Tensor, " _"]], n_tokens: int) -> list[Int64[Tensor, " _"]]:
+    """Return windows from all over `texts` that hold about `n_tokens` together, all where they hold fewer."""
+    total = sum(len(ids) for ids in texts)
+    step = max(total // n_tokens, 1)
+    return list(texts[::step])
 
 
 def _text_hash(texts: Sequence[Int64[Tensor, " _"]]) -> str:
@@ -97,117 +160,212 @@ def _text_hash(texts: Sequence[Int64[Tensor, " _"]]) -> str:
     return digest.hexdigest()
 
 
-def _weigh(
-    weights: Weights, frontiers: Sequence[Frontier], probes: Sequence[Int64[Tensor, " _"]], quiet: bool
-) -> list[float]:
-    """Return, per layer, the divergence in nats that one unit of its local loss causes."""
-    progress = Progress("weighing layers", len(frontiers), quiet=quiet)
-    prices = []
-    with torch.inference_mode():
-        dense = [window_logits(weights, ids, dense_mlp) for ids in probes]
-        for index, layer in enumerate(frontiers):
-            choice = _typical(layer.choices)
-            alone: list = [None] * len(frontiers)
-            alone[index] = layer.predictor(choice)
-            sparse = [window_logits(weights, ids, SparseMlp(alone)) for ids in probes]
-            nats = torch.cat([divergence(d, s) for d, s in zip(dense, sparse, strict=True)]).mean().item()
+def _binding(
+    weights: Weights, model_hash: str, text_hash: str, options: CalibrationOptions
+) -> dict[str, object]:
+    said = {k: v for k, v in asdict(options).items() if k != "quiet"}
+    return {"model": model_hash, "text": text_hash, "dtype": DTYPES[weights.embed.dtype], **said}
+
+
+def _warn(found: Sequence[str]) -> None:
+    for message in found:
+        warnings.warn(message, stacklevel=3)
+
+
+class _Calibration:
+    """The stages of one calibration, each taken over from `stages` where it is finished there."""
+
+    def __init__(
+        self, weights: Weights, options: CalibrationOptions, kinds: Sequence[Kind], stages: Stages
+    ) -> None:
+        self.weights = weights
+        self.options = options
+        self.kinds = kinds
+        self.stages = stages
+        self.full_bytes = sum(mlp_bytes(layer.mlp) for layer in weights.layers)
+        self.show("", 1)
+
+    def show(self, label: str, total: int, done: int = 0) -> None:
+        """Begin a line of progress."""
+        self.progress = Progress(label, total, quiet=self.options.quiet)
+        self.progress.start_at(done)
+
+    def observe(self, training: Sequence[Int64[Tensor, " _"]]) -> list[LayerInputs]:
+        """Read the text; what was read is kept every two minutes."""
+        n_tokens = sum(len(ids) for ids in training)
+        fitting = max(SAMPLE_NUMBERS // self.weights.config.width, LEAST_SAMPLE_ROWS)
+        rows = min(fitting, self.options.sample_rows)
+        observer = Observer(self.weights, n_tokens, rows, self.options.lookahead)
+        done = self._take_over(observer)
+        self.show("reading the text", len(training), done)
+        saved_s = time.monotonic()
+        for number, ids in enumerate(training[done:], start=done + 1):
+            observer.read(ids)
+            is_due = number == len(training) or time.monotonic() - saved_s > SAVE_EVERY_S
+            if is_due:
+                kept = {
+                    f"{i}.{k}": v for i, each in enumerate(observer.layers) for k, v in each.state().items()
+                }
+                self.stages.save("observed", kept, number)
+                saved_s = time.monotonic()
+            self.progress.update(number)
+        return observer.layers
+
+    def _take_over(self, observer: Observer) -> int:
+        stage = self.stages.load("observed")
+        if stage is None:
+            return 0
+        for index, layer in enumerate(observer.layers):
+            stem = f"{index}."
+            layer.restore({k.removeprefix(stem): v for k, v in stage.tensors.items() if k.startswith(stem)})
+        return int(stage.said)
+
+    def fit(self, seen: Sequence[LayerInputs]) -> list[tuple[Choice, ...]]:
+        """Return the settings of the closed forms, layer by layer; the moments are needed no longer."""
+        forms: list[Kind] = (
+            ["gate"] if self.kinds == ("gate",) else ["svd", *(k for k in self.kinds if k == "gate")]
+        )
+        self.show("fitting predictors", len(seen))
+        fits = []
+        for index, (layer, inputs) in enumerate(zip(self.weights.layers, seen, strict=True)):
+            name = f"fit-{index:03d}"
+            stage = self.stages.load(name)
+            if stage is None:
+                few = torch.arange(inputs.n_sampled) < 256
+                _warn(label_warnings(index, layer, labelled(layer, inputs, few).energy))
+                fits.append(frontier(layer, inputs, forms, self.options.lookahead))
+                self.stages.save(name, *packed(fits[-1]))
+            else:
+                fits.append(unpacked(stage))
+            inputs.forget_moments()
+            self.progress.update(index + 1)
+        return fits
+
+    def weigh(self, fits: Sequence[Sequence[Choice]], training: Sequence[Int64[Tensor, " _"]]) -> list[float]:
+        """Return, per layer, the divergence in nats that one unit of its local loss causes."""
+        stage = self.stages.load("prices")
+        prices: list[float] = [] if stage is None else list(stage.said)
+        self.show("weighing layers", len(fits), len(prices))
+        if len(prices) == len(fits):
+            return prices
+        probe = HeldOut(self.weights, self._probes(training), lambda done: None)
+        for index in range(len(prices), len(fits)):
+            choice = _typical(fits[index])
+            alone = [choice.predictor if i == index else None for i in range(len(fits))]
+            nats = probe.measure(alone).kld if choice.loss > 0 else 0.0
             prices.append(nats / choice.loss if choice.loss > 0 else 0.0)
-            progress.update(index + 1)
-    return prices
+            self.stages.save("prices", {"count": torch.tensor(len(prices))}, prices)
+            self.progress.update(index + 1)
+        return prices
+
+    def _probes(self, training: Sequence[Int64[Tensor, " _"]]) -> list[Int64[Tensor, " _"]]:
+        """Return the beginnings of a few windows, short enough that all layers can be weighed on them."""
+        n_tokens = sum(len(ids) for ids in training)
+        wanted = max(WEIGHING_SHARE * n_tokens / (len(self.weights.layers) + 1), PROBE_TOKENS)
+        n_windows = min(max(int(wanted // PROBE_TOKENS), 1), PROBE_WINDOWS, len(training))
+        length = int(wanted // n_windows)
+        places = torch.linspace(0, len(training) - 1, n_windows).long().tolist()
+        return [training[place][:length] for place in places]
+
+    def tune(
+        self, fits: Sequence[Sequence[Choice]], prices: Sequence[float], seen: Sequence[LayerInputs]
+    ) -> list[tuple[Choice, ...]]:
+        """Return the settings with those of fitted predictors added, or in place of the closed forms.
+
+        What is fitted are the ranks that read the least at the exchange rate which the closed forms ask.
+        """
+        rate = self._ladders(fits, prices).choose(AIM * MARGIN * self.options.target_kld).rate
+        self.show("tuning predictors", len(fits))
+        found = []
+        for index, (choices, price) in enumerate(zip(fits, prices, strict=True)):
+            name = f"tuned-{index:03d}"
+            stage = self.stages.load(name)
+            if stage is None:
+                made = self._tuned(index, choices, rate * price, seen[index])
+                self.stages.save(name, *packed(made))
+            else:
+                made = unpacked(stage)
+            kept = choices if self.options.predictor == "auto" else choices[:1]
+            found.append((*kept, *made))
+            self.progress.update(index + 1)
+        return found
+
+    def _tuned(
+        self, index: int, choices: Sequence[Choice], worth_bytes: float, inputs: LayerInputs
+    ) -> list[Choice]:
+        """Fit the most promising ranks of one layer; `worth_bytes` is what a unit of its loss may cost."""
+        layer, effort = self.weights.layers[index], self.options.effort
+        starts: dict[int, Choice] = {}
+        for each in sorted(choices, key=lambda c: c.n_bytes + worth_bytes * c.loss):
+            if isinstance(each.predictor, LowRankPredictor):
+                starts.setdefault(each.predictor.rank, each)
+        if not starts or worth_bytes <= 0:
+            return []
+        held = held_out(inputs.n_sampled)
+        fitted, judged = labelled(layer, inputs, ~held), labelled(layer, inputs, held)
+        spent, made = 0.0, []
+        for rank, start in starts.items():
+            spent += effort.flops(rank, layer.mlp.width, layer.mlp.n_neurons) * len(self.weights.layers)
+            if (made and spent > TUNING_FLOPS) or len(made) == TUNED_RANKS:
+                break
+            assert isinstance(start.predictor, LowRankPredictor)
+            worth = worth_bytes * layer.mlp.n_neurons / mlp_bytes(layer.mlp)
+            made.append(tuned(start.predictor, fitted, worth, effort, seed=index))
+        return [choice for predictor in made for choice in tuned_choices(layer, predictor, judged)]
+
+    def _ladders(self, fits: Sequence[Sequence[Choice]], prices: Sequence[float]) -> Ladders:
+        return Ladders(fits, prices, self.options.max_predictor_share * self.full_bytes)
+
+    def verify(
+        self, fits: Sequence[Sequence[Choice]], prices: Sequence[float], held: HeldOut
+    ) -> tuple[Chosen, Measured]:
+        """Return the cheapest settings that hold on `held`, and what was measured; all dense if none does."""
+        wanted = self.options.target_kld * MARGIN
+        ladders, budget = self._ladders(fits, prices), AIM * wanted
+        stage = self.stages.load("verified")
+        kept: list[list] = [] if stage is None else list(stage.said)
+        best: tuple[Chosen, Measured] | None = None
+        self.show("verifying plans", PROBES, len(kept))
+        for number in range(2 * PROBES):
+            chosen = ladders.choose(budget)
+            if number < len(kept):
+                measured = _measured(kept[number])
+            else:
+                measured = held.measure([c.predictor for c in chosen.choices])
+                kept.append(_listed(measured))
+                self.stages.save("verified", {"count": torch.tensor(len(kept))}, kept)
+            if measured.kld <= wanted and (best is None or chosen.n_bytes < best[0].n_bytes):
+                best = chosen, measured
+            note = f"KLD {measured.kld:.2g}, density {measured.overall.density:.3f}"
+            self.progress.update(min(number + 1, PROBES), note)
+            is_near = NEAR_ENOUGH * wanted <= measured.kld <= wanted
+            if is_near or (best is not None and number + 1 >= PROBES):
+                break
+            budget *= min(max(AIM * wanted / max(measured.kld, 1e-12), 0.2), 5.0)
+        if best is None:
+            chosen = ladders.choose(0.0)
+            best = chosen, held.measure([c.predictor for c in chosen.choices])
+        return best
 
 
 def _typical(choices: Sequence[Choice]) -> Choice:
-    """Return the lossy choice in the middle of the range, where the divergence is measurable and small."""
-    lossy = sorted((c for c in choices if c.loss > 0), key=lambda c: c.loss)
-    return lossy[len(lossy) // 2] if lossy else choices[0]
+    """Return the setting whose loss is nearest to the typical share of the layer's largest."""
+    largest = max(c.loss for c in choices)
+    lossy = [c for c in choices if c.loss > 0]
+    return min(lossy, key=lambda c: abs(c.loss - TYPICAL_LOSS * largest)) if lossy else choices[0]
 
 
-class _Search:
-    """Chooses per-layer settings for a total loss and verifies what they do together."""
+def _listed(measured: Measured) -> list:
+    return [
+        measured.tokens,
+        measured.kld,
+        measured.same_top,
+        asdict(measured.overall),
+        [asdict(layer) for layer in measured.layers],
+    ]
 
-    def __init__(
-        self,
-        weights: Weights,
-        frontiers: Sequence[Frontier],
-        prices: Sequence[float],
-        validation: Sequence[Int64[Tensor, " _"]],
-        max_predictor_share: float,
-    ) -> None:
-        total_bytes = sum(mlp_bytes(layer.mlp) for layer in weights.layers)
-        self.max_predictor_bytes = max_predictor_share * total_bytes
-        self.weights = weights
-        self.frontiers = frontiers
-        # Per layer and choice: bytes read, bytes of predictor, nats lost.
-        self.ladders = [
-            (
-                np.array([c.n_bytes for c in layer.choices], dtype=float),
-                np.array([c.predictor_bytes for c in layer.choices], dtype=float),
-                price * np.array([c.loss for c in layer.choices], dtype=float),
-            )
-            for layer, price in zip(frontiers, prices, strict=True)
-        ]
-        self.validation = validation
 
-    def best(self, options: CalibrationOptions, model_hash: str, text_hash: str) -> Plan:
-        """Return the cheapest verified plan; the all-dense one if none of the sparse ones holds."""
-        wanted = options.target_kld * MARGIN
-        budget, best, best_bytes = AIM * wanted, None, float("inf")
-        progress = Progress("verifying plans", PROBES, quiet=options.quiet)
-        for probe in range(PROBES):
-            choices = self.choose(budget)
-            plan, measured = self.verify(choices, options, model_hash, text_hash)
-            n_bytes = sum(c.n_bytes for c in choices)
-            if measured.kld_mean <= wanted and n_bytes < best_bytes:
-                best, best_bytes = plan, n_bytes
-            progress.update(probe + 1, f"KLD {measured.kld_mean:.2g}, density {measured.mlp_density:.3f}")
-            budget *= min(max(AIM * wanted / max(measured.kld_mean, 1e-9), 0.2), 5.0)
-        if best is None:
-            best, _ = self.verify(self.choose(0.0), options, model_hash, text_hash)
-        return best
-
-    def choose(self, budget: float | int) -> list[Choice]:
-        """Return the settings of fewest bytes whose priced losses sum to at most `budget` nats.
-
-        Predictors keep within their share of bytes: where they would not, their bytes count at a surcharge.
-        """
-        candidates = [self._within(budget, surcharge) for surcharge in SURCHARGES]
-        fitting = [
-            c for c in candidates if sum(choice.predictor_bytes for choice in c) <= self.max_predictor_bytes
-        ]
-        # The dense choice has no predictor, so at a high surcharge something always fits.
-        return min(fitting or candidates[-1:], key=lambda c: sum(choice.n_bytes for choice in c))
-
-    def _within(self, budget: float | int, surcharge: float | int) -> list[Choice]:
-        """Bisect the multiplier, in bytes per nat: a higher one buys more fidelity."""
-        costs = [n_bytes + surcharge * predictor for n_bytes, predictor, _ in self.ladders]
-        losses = [nats for _, _, nats in self.ladders]
-        low, high = 1e-3, 1e30
-        chosen = [int((cost + high * nats).argmin()) for cost, nats in zip(costs, losses, strict=True)]
-        for _ in range(60):
-            middle = (low * high) ** 0.5
-            tried = [int((cost + middle * nats).argmin()) for cost, nats in zip(costs, losses, strict=True)]
-            if sum(nats[i] for nats, i in zip(losses, tried, strict=True)) <= budget:
-                chosen, high = tried, middle
-            else:
-                low = middle
-        return [f.choices[i] for f, i in zip(self.frontiers, chosen, strict=True)]
-
-    def verify(
-        self, choices: Sequence[Choice], options: CalibrationOptions, model_hash: str, text_hash: str
-    ) -> tuple[Plan, Fidelity]:
-        """Return the plan made of `choices` and its measured fidelity on the held-out windows."""
-        layers = tuple(f.predictor(choice) for f, choice in zip(self.frontiers, choices, strict=True))
-        blank = Provenance(model_hash, text_hash, "same-layer", "svd", options.target_kld, 0.0, 1.0, 1.0, 0)
-        measured = compare(self.weights, Plan(blank, layers), self.validation, lambda done: None)
-        provenance = Provenance(
-            model_hash=model_hash,
-            text_hash=text_hash,
-            lookahead="same-layer",
-            predictor="svd",
-            target_kld=options.target_kld,
-            measured_kld=measured.kld_mean,
-            measured_density=measured.mlp_density,
-            measured_recall=measured.predictor_recall,
-            validation_tokens=measured.tokens,
-        )
-        return Plan(provenance, layers, measured.layers), measured
+def _measured(listed: list) -> Measured:
+    tokens, kld, same_top, overall, layers = listed
+    counts = tuple(LayerCounts(**layer) for layer in layers)
+    return Measured(tokens, kld, same_top, LayerCounts(**overall), counts)

@@ -1,88 +1,110 @@
-"""Frontier: what each rank and threshold would cost and lose in one layer.   (floor 5 · engine)
+"""Frontier: what each setting of a layer would cost and lose.   (floor 5 · engine)
 
-A predicted score s leaves a residual whose spread e is known per neuron. Leaving neuron f out loses
+A setting is a rank and a level. A predicted score s leaves a residual whose spread e is known per neuron.
+Leaving neuron f out loses
 
-    E[max(s + e z, 0)^2] |w_out|^2 = g(s / e) e^2 |w_out|^2,     g(u) = (1 + u^2) Phi(u) + u phi(u)
+    E[max(s + e z, 0)^2] |w_out|^2 up^2 = g(s / e) e^2 |w_out|^2 up^2,     g(u) = (1 + u^2) Phi(u) + u phi(u)
 
-with z normal. For a given number of neurons the least loss is to keep those where this exceeds one level
-for all; the level turns into one threshold per neuron, because g is increasing. Levels and losses are then
-measured on a sample of the layer's inputs, so the normal law steers the choice but enters no figure.
+with z normal and up the root mean square of what multiplies a gated neuron, 1 elsewhere. For a given number
+of neurons the least loss is to keep those where this exceeds one level for all; the level turns into one
+threshold per neuron, because g is increasing. A gate needs no law: |gate| |w_out| up is what it says.
+The laws steer the choice and enter no figure: densities and losses are counted on rows of the layer's
+sample that were not fitted, for all levels at once, from the sums over one histogram.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from winnow.engine.model import activations
 from winnow.engine.sparsity.observe import LayerInputs
-from winnow.engine.sparsity.predictor import Factors, LowRankPredictor, whitened_svd
-from winnow.engine.weights import Layer
+from winnow.engine.sparsity.predictor import (
+    GatePredictor,
+    Lookahead,
+    Predictor,
+    whitened_svd,
+)
+from winnow.engine.weights import Layer, product
 from winnow.kernels import NeuronRecords
 
-LEVEL_ROWS = 1024  # rows from which the levels are taken
-# Densities tried, as multiples of the share of neurons that truly fire.
-DENSITY_STEPS = tuple(0.3 * 1.1**i for i in range(27))
+Kind = Literal["svd", "low-rank", "gate"]
+RANK_STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12)  # ranks tried, in 1/32 of the width
+SHARES = tuple(0.002 * 1.15**i for i in range(45))  # densities tried, up to nearly 1
+SPREAD_ROWS = 2048  # rows from which a predictor's residual is known
+HELD_BLOCKS = 40  # the sample is cut into so many blocks of neighbouring rows; every fifth is held out
+BINS = 4096
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One setting of one layer: its bytes per token and the squared loss it causes."""
+    """One setting of one layer: its predictor, its bytes per token and the squared loss it causes."""
 
-    rank: int  # 0: the layer runs dense
-    thresholds: Float[Tensor, " F"]
+    predictor: Predictor | None  # None: the layer runs dense
     density: float
-    predictor_bytes: int
-    n_bytes: float | int  # the predictor's and the selected records'
+    n_bytes: float | int  # all that the MLP reads, the predictor included
     loss: float | int
+
+    @property
+    def kind(self) -> str:
+        """What decides: the predictor's kind, or "dense"."""
+        return "dense" if self.predictor is None else self.predictor.kind
+
+    @property
+    def predictor_bytes(self) -> int:
+        """Bytes of the predictor alone."""
+        return 0 if self.predictor is None else self.predictor.n_bytes
 
 
 @dataclass(frozen=True)
-class Frontier:
-    """All choices of one layer, and the factors from which any of them is made."""
+class LabelledRows:
+    """Rows of a layer's view with the truth about them: pre-activations and squared contributions."""
 
-    factors: Factors
-    choices: tuple[Choice, ...]
-
-    def predictor(self, choice: Choice) -> LowRankPredictor | None:
-        """Return the predictor of `choice`, or None where the choice is to run dense."""
-        return self.factors.predictor(choice.rank, choice.thresholds) if choice.rank else None
+    view: Float[Tensor, "N D"]
+    before: Float[Tensor, "N F"]  # of the gate, in gated MLPs
+    energy: Float[Tensor, "N F"]  # (activation * |w_out|)^2
 
 
-def frontier(layer: Layer, inputs: LayerInputs, ranks: Sequence[int]) -> Frontier:
-    """Measure every rank in `ranks` at a ladder of levels on the layer's sample.
+def labelled(layer: Layer, inputs: LayerInputs, rows: Bool[Tensor, " N"] | None = None) -> LabelledRows:
+    """Compute the truth about the sampled rows that `rows` picks; two or three products N x D x F."""
+    own = inputs.rows if rows is None else inputs.rows[rows]
+    view = inputs.views if rows is None else inputs.views[rows]
+    mlp = layer.mlp
+    with torch.no_grad():
+        before = product(own, mlp.w_in) + mlp.bias
+        active = layer.activation(before)
+        if mlp.is_gated:
+            active = active * (product(own, mlp.w_up) + mlp.bias_up)
+        energy = active.mul_(mlp.w_out.float().norm(dim=-1)).square_()
+    return LabelledRows(view, before, energy)
 
-    Costs one eigenproblem of size D and, per choice, a pass over the sample's N x F activations. The loss
-    takes missed contributions as orthogonal; `calibrate` measures what a unit of it causes.
+
+def held_out(n_rows: int) -> Bool[Tensor, " N"]:
+    """Say which rows of a sample judge and are never fitted: a fifth, in blocks, as neighbours are alike."""
+    return (torch.arange(n_rows) * HELD_BLOCKS // max(n_rows, 1)) % 5 == 4
+
+
+def frontier(
+    layer: Layer, inputs: LayerInputs, kinds: Sequence[Kind], lookahead: Lookahead = Lookahead.SAME
+) -> tuple[Choice, ...]:
+    """Return the settings of `kinds` that could pay in this layer, the dense one first.
+
+    Costs one eigenproblem of size D, and per rank one product over at most SPREAD_ROWS rows and those held
+    out. The loss takes missed contributions as orthogonal; `calibrate` measures what a unit of it causes.
     """
-    records = layer.mlp
-    x, out_norms = inputs.rows, records.w_out.float().norm(dim=-1)
-    active = activations(layer, x)
-    before = x @ records.w_in.float().T + records.bias
-    energy = (active * out_norms).square()
-    fired_share = (active != 0).double().mean().item()
-    steps = sorted({min(step * fired_share, 1.0) for step in DENSITY_STEPS if fired_share > 0})
-    factors = whitened_svd(records.w_in.float(), records.bias, inputs.moments)
-    full_bytes = mlp_bytes(records)
-    open_thresholds = torch.zeros(records.n_neurons)
-    choices = [Choice(0, open_thresholds, 1.0, 0, full_bytes, 0.0)]
-    for rank in ranks:
-        predictor = factors.predictor(rank, open_thresholds)
-        scores = predictor.scores(x)
-        spread = (before - scores).square().mean(0).sqrt().clamp_min(1e-6)
-        scale = spread * out_norms
-        expected = _loss_root(scores[:LEVEL_ROWS] / spread) * scale
-        for level in _upper_quantiles(expected, steps):
-            thresholds = spread * _inverse_loss_root(level / scale)
-            selected = scores > thresholds
-            density = selected.double().mean().item()
-            loss = energy.masked_fill(selected, 0).sum(-1).mean().item()
-            n_bytes = predictor.n_bytes + density * full_bytes
-            choices.append(Choice(rank, thresholds, density, predictor.n_bytes, n_bytes, loss))
-    return Frontier(factors, tuple(choices))
+    held = held_out(inputs.n_sampled)
+    fitted = ~held
+    fitted[fitted.nonzero().flatten()[SPREAD_ROWS:]] = False
+    seen, judged = labelled(layer, inputs, fitted), labelled(layer, inputs, held)
+    found = [Choice(None, 1.0, mlp_bytes(layer.mlp), 0.0)]
+    if "gate" in kinds and layer.mlp.is_gated:
+        found += _gate_choices(layer, seen, judged)
+    if "svd" in kinds:
+        found += _svd_choices(layer, inputs, seen, judged, lookahead)
+    return tuple(found)
 
 
 def mlp_bytes(records: NeuronRecords) -> int:
@@ -91,22 +113,101 @@ def mlp_bytes(records: NeuronRecords) -> int:
     return halves * records.n_neurons * records.width * torch.bfloat16.itemsize
 
 
-def _loss_root(u: Tensor) -> Tensor:
+def bytes_read(records: NeuronRecords, predictor: Predictor, density: float | int) -> float:
+    """Return what an MLP reads per token at this density, its weights counted in bfloat16."""
+    full, part = mlp_bytes(records), density
+    if isinstance(predictor, GatePredictor):
+        part = (1 + 2 * density) / 3
+    return predictor.n_bytes + part * full
+
+
+def levels(priority: Float[Tensor, "N F"], energy: Float[Tensor, "N F"]) -> list[tuple[float, float, float]]:
+    """Return (level, share of entries above it, energy per row at or below it) for the ladder of SHARES.
+
+    One pass over the entries for all levels, which stand at the edges of BINS equal bins.
+    """
+    low, high = priority.min().item(), priority.max().item()
+    if not high > low:
+        return []
+    place = ((priority - low) * (BINS / (high - low))).clamp_(0, BINS - 1).to(torch.int64).flatten()
+    count = torch.bincount(place, minlength=BINS).double()
+    lost = torch.bincount(place, weights=energy.flatten().double(), minlength=BINS)
+    above = count.flip(0).cumsum(0).flip(0) / len(place)  # share at or above each edge
+    below = torch.cat([torch.zeros(1, dtype=torch.float64), lost.cumsum(0)[:-1]]) / len(priority)
+    edges = sorted({int((above > share).sum()) for share in SHARES if share < 1} - {BINS})
+    step = (high - low) / BINS
+    return [(low + edge * step, above[edge].item(), below[edge].item()) for edge in edges]
+
+
+def choice(layer: Layer, predictor: Predictor, density: float | int, loss: float | int) -> Choice | None:
+    """Return this setting with its bytes, or None where it reads no less than the dense layer."""
+    n_bytes = bytes_read(layer.mlp, predictor, density)
+    return None if n_bytes >= mlp_bytes(layer.mlp) else Choice(predictor, float(density), n_bytes, loss)
+
+
+def loss_root(u: Tensor) -> Tensor:
     """Return the root of g(u), increasing from 0; about u for large u."""
     cdf = torch.special.ndtr(u.double())
     density = torch.exp(-0.5 * u.double().square()) / (2 * torch.pi) ** 0.5
     return ((1 + u.double().square()) * cdf + u.double() * density).clamp_min(0).sqrt().float()
 
 
-def _inverse_loss_root(value: Tensor) -> Tensor:
-    """Return u >= -6 with ``_loss_root(u) == value``, from a table that is linear between its points."""
-    table = torch.linspace(-6, 12, 1801, dtype=torch.float64)
-    inverse = np.interp(value.double().numpy(), _loss_root(table).double().numpy(), table.numpy())
+def inverse_loss_root(value: Tensor) -> Tensor:
+    """Return u >= -6 with ``loss_root(u) == value``, from a table that is linear between its points."""
+    inverse = np.interp(value.double().numpy(), _ROOTS.double().numpy(), _POINTS.numpy())
     return torch.where(value > 12, value, torch.from_numpy(inverse).float())
 
 
-def _upper_quantiles(values: Float[Tensor, "N F"], shares: Sequence[float]) -> list[float]:
-    """Return levels that the given shares of all values exceed."""
-    flat = np.sort(values.flatten().numpy())
-    last = len(flat) - 1
-    return [float(flat[min(max(round((1 - share) * last), 0), last)]) for share in shares]
+_POINTS = torch.linspace(-6, 12, 1801, dtype=torch.float64)
+_ROOTS = loss_root(_POINTS)
+_LOG_ROOTS = _ROOTS.log()
+
+
+def _log_loss_root(u: Float[Tensor, "N F"]) -> Float[Tensor, "N F"]:
+    """Return the logarithm of `loss_root`, from a table; below -6 it is taken as constant."""
+    place = ((u + 6) * 100).round_().clamp_(0, 1800).to(torch.int32)
+    return torch.where(u > 12, u.clamp_min(1).log(), _LOG_ROOTS[place])
+
+
+def _svd_choices(
+    layer: Layer, inputs: LayerInputs, seen: LabelledRows, judged: LabelledRows, lookahead: Lookahead
+) -> list[Choice]:
+    records = layer.mlp
+    factors = whitened_svd(records.w_in.float(), records.bias, inputs.moments, lookahead)
+    worth = _worth(layer, seen)
+    found = []
+    unit = max(records.width // 32, 1)
+    for rank in [unit * step for step in RANK_STEPS if unit * step <= min(records.width, records.n_neurons)]:
+        base = factors.predictor(rank, torch.zeros(records.n_neurons))
+        spread = (seen.before - base.scores(seen.view)).square().mean(0).sqrt().clamp_min(1e-6)
+        scale = (spread * worth).clamp_min(1e-30)
+        priority = _log_loss_root(base.scores(judged.view) / spread).add_(scale.log())
+        for level, density, loss in levels(priority, judged.energy):
+            thresholds = spread * inverse_loss_root(torch.tensor(level).exp() / scale)
+            predictor = replace(base, bias=base.bias - thresholds)
+            found.append(choice(layer, predictor, density, loss))
+    return [c for c in found if c is not None]
+
+
+def _gate_choices(layer: Layer, seen: LabelledRows, judged: LabelledRows) -> list[Choice]:
+    worth = _worth(layer, seen).clamp_min(1e-30)
+    size = layer.activation(judged.before).abs()
+    priority = (size * worth).clamp_min(1e-30).log()
+    ladder = levels(priority, judged.energy)
+    found = [
+        choice(layer, GatePredictor(torch.tensor(level).exp() / worth), density, loss)
+        for level, density, loss in ladder
+    ]
+    if layer.activation.name == "relu":  # a gate that is zero loses nothing
+        density = (size > 0).double().mean().item()
+        found.append(choice(layer, GatePredictor(torch.zeros_like(worth)), density, 0.0))
+    return [c for c in found if c is not None]
+
+
+def _worth(layer: Layer, seen: LabelledRows) -> Float[Tensor, " F"]:
+    """Return what a neuron's activation is multiplied with: |w_out|, and the size of `up` where gated."""
+    out_norms = layer.mlp.w_out.float().norm(dim=-1)
+    if not layer.mlp.is_gated:
+        return out_norms
+    gate_energy = layer.activation(seen.before).square().sum(0).clamp_min(1e-30)
+    return (seen.energy.sum(0) / gate_energy).sqrt()
