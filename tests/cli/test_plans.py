@@ -74,8 +74,8 @@ def test_fidelity_prints_the_published_keys_within_their_ranges(winnow, planned,
 def test_fidelity_for_people_shows_the_same_figures(winnow, planned, held_out):
     found = json.loads(winnow("fidelity", planned, "--text", held_out, "--json", "--quiet").out)
     ran = winnow("fidelity", planned, "--text", held_out, "--plan", planned / "winnow-plan.safetensors")
-    assert f"perplexity, dense     {found['ppl_dense']:.4f}\n" in ran.out
-    assert f"tokens                {found['tokens']}\n" in ran.out
+    assert f"perplexity, dense      {found['ppl_dense']:.4f} ± {found['ppl_dense_se']:.4f}\n" in ran.out
+    assert f"tokens                 {found['tokens']}\n" in ran.out
     assert "comparing: " in ran.err
 
 

@@ -2,16 +2,28 @@
 
 import shutil
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from tests.cli.checkpoint import write
 from winnow.base.errors import ModelError, ResourceError, UsageError
-from winnow.engine import Checkpoint
-from winnow.engine.generate import Engine, GenerateOptions, load
+from winnow.engine import Checkpoint, KvCache, StreamDecoder, forward
+from winnow.engine.generate import Engine, GenerateOptions, _Text, load
 from winnow.engine.sparsity import CalibrationOptions, calibrate, windows
 
 PROMPT = "the wind takes the light chaff"
+
+
+def before_stop(pieces: list[str], stops: list[str]) -> str:
+    """What is left by the first piece of text that completes a stop string, by its definition."""
+    for n in range(1, len(pieces) + 1):
+        text = "".join(pieces[:n])
+        ends = [text.find(stop) for stop in stops if stop in text]
+        if ends:
+            return text[: min(ends)]
+    return "".join(pieces)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +96,39 @@ def test_a_stop_string_that_never_comes_holds_nothing_back_at_the_end(engine):
     whole = engine.generate(PROMPT, max_tokens=15, ignore_eos=True).text
     almost = whole[-2:] + "\x00"
     assert engine.generate(PROMPT, max_tokens=15, ignore_eos=True, stop=[almost]).text == whole
+
+
+@hypothesis.settings(max_examples=40)
+@hypothesis.given(data=st.data())
+def test_text_is_held_back_only_while_it_may_yet_be_a_stop_string(engine, data):
+    ids = data.draw(st.lists(st.integers(4, engine.tokenizer.vocab_size - 1), min_size=1, max_size=12))
+    stream = StreamDecoder(engine.tokenizer)
+    pieces = [*(stream.push(token) for token in ids), stream.flush()]
+    whole = "".join(pieces)
+    places = st.tuples(st.integers(0, len(whole)), st.integers(1, 5))
+    cuts = data.draw(st.lists(places, max_size=3))
+    stops = [whole[start : start + n] for start, n in cuts if whole[start : start + n]]
+    stops += data.draw(st.lists(st.text("ab e\u00e9", min_size=1, max_size=3), max_size=2))
+    text = _Text(engine.tokenizer, tuple(stops))
+    shown, n_longest = "", max(map(len, stops), default=1)
+    for n, token in enumerate(ids, start=1):
+        shown += text.push(token)
+        assert whole.startswith(shown)
+        if text.stopped:
+            break
+        assert len("".join(pieces[:n])) - len(shown) < n_longest
+    shown += text.flush()
+    assert shown == before_stop(pieces, stops)
+
+
+def test_logprobs_are_those_of_the_dense_definition(engine):
+    ids = engine.tokenizer.encode(PROMPT)
+    done = engine.generate(ids, max_tokens=8, logprobs=True, ignore_eos=True, temperature=1.2, seed=4)
+    whole = torch.tensor([*ids, *done.token_ids])
+    cache = KvCache(engine.weights.config, len(whole), torch.float32)
+    scores = forward(engine.weights, whole, cache)[len(ids) - 1 : -1, : engine.tokenizer.vocab_size]
+    expected = scores.log_softmax(-1)[torch.arange(8), torch.tensor(done.token_ids)]
+    assert done.logprobs == pytest.approx(expected.tolist(), abs=2e-4)
 
 
 def test_the_end_token_stops_unless_ignored(engine):
@@ -170,7 +215,7 @@ def test_context_is_used_to_the_last_position(engine):
 def test_an_output_that_is_not_a_number_ends_with_an_error(directory):
     broken = load(directory, dtype="fp32", threads=1)
     broken.weights.layers[0].mlp.w_in.fill_(float("nan"))
-    with pytest.raises(ResourceError, match="not a number"):
+    with pytest.raises(ModelError, match="NaN or infinity"):
         broken.generate(PROMPT)
 
 

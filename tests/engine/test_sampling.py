@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from winnow.base.errors import UsageError
-from winnow.engine.sampling import SamplingOptions, pick
+from winnow.base.rng import generator
+from winnow.engine.sampling import SamplingOptions, candidates, pick
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.3, 0.15], dtype=np.float32))
 
@@ -38,6 +39,7 @@ def test_draws_follow_the_probabilities():
         ({"min_p": 0.5}, {1, 3}),
         ({"min_p": 1.0}, {1}),
         ({"top_k": 3, "min_p": 0.5}, {1, 3}),
+        ({"top_k": 2, "top_p": 0.5}, {1}),  # of the two that are left, 0.57 reaches 0.5
     ],
     ids=str,
 )
@@ -99,3 +101,49 @@ def test_refuses_values_outside_their_range(bad):
 @pytest.mark.parametrize("temperature", [1e-300, 1e-3, 99.0])
 def test_survives_extreme_temperatures(temperature):
     assert pick(LOGITS, SamplingOptions(temperature=temperature), 0, ()) in range(5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.7},
+        {"temperature": 1.3, "top_k": 17},
+        {"temperature": 0.9, "top_p": 0.8},
+        {"temperature": 1.1, "min_p": 0.07},
+        {"temperature": 1.7, "top_k": 40, "top_p": 0.93, "min_p": 0.01, "repetition_penalty": 1.4},
+        {"temperature": 0.6, "top_k": 5, "top_p": 0.5, "repetition_penalty": 0.8},
+    ],
+    ids=str,
+)
+def test_what_may_be_drawn_and_how_likely_is_what_transformers_says(options):
+    import torch
+    from transformers import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    logits = 2.5 * torch.randn(5, 203, generator=generator(8))
+    history = torch.randint(0, 203, (5, 31), generator=generator(9))
+    wanted = [RepetitionPenaltyLogitsProcessor(options.get("repetition_penalty", 1.0))]
+    wanted += [TemperatureLogitsWarper(options["temperature"])]
+    wanted += [TopKLogitsWarper(options["top_k"])] if "top_k" in options else []
+    wanted += [TopPLogitsWarper(options["top_p"])] if "top_p" in options else []
+    wanted += [MinPLogitsWarper(options["min_p"])] if "min_p" in options else []
+    expected = LogitsProcessorList(wanted)(history, logits.clone()).double().softmax(-1).numpy()
+    for row, seen, shares in zip(logits.numpy(), history.tolist(), expected, strict=True):
+        tokens, found = candidates(row, SamplingOptions(**options), seen)
+        assert set(tokens.tolist()) == set(np.flatnonzero(shares).tolist())
+        np.testing.assert_allclose(found, shares[tokens], rtol=1e-4)
+        assert list(found) == sorted(found, reverse=True)
+
+
+def test_draws_follow_the_shares_of_the_candidates():
+    options = SamplingOptions(temperature=0.8, top_k=4, top_p=0.95, repetition_penalty=1.5, seed=2)
+    tokens, expected = candidates(LOGITS, options, [1])
+    drawn = np.bincount([pick(LOGITS, options, step, [1]) for step in range(4000)], minlength=5) / 4000
+    assert set(np.flatnonzero(drawn)) == set(tokens.tolist())
+    assert np.abs(drawn[tokens] - expected).max() < 0.03

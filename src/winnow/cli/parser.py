@@ -174,6 +174,9 @@ def _add_limit(parser: Parser) -> None:
 def _add_fidelity(parser: Parser) -> None:
     parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="a UTF-8 text")
     parser.add_argument(
+        "--sweep", type=Path, metavar="FILE.svg", help="also at other densities: a table, and a chart in FILE"
+    )
+    parser.add_argument(
         "--plan", type=Path, metavar="PLAN", help="default: winnow-plan.safetensors beside the weights"
     )
     _add_limit(parser)

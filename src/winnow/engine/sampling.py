@@ -46,16 +46,29 @@ def pick(logits: np.ndarray, options: SamplingOptions, step: int, history: Seque
 
     `history` holds the ids so far, which the repetition penalty makes less likely.
     """
-    adjusted = _adjusted(logits, options, history)
     if options.temperature == 0:
-        return int(adjusted.argmax())
+        return int(_adjusted(logits, options, history).argmax())
+    tokens, shares = candidates(logits, options, history)
+    ladder = np.cumsum(shares)
+    draw = keyed(options.seed, step).random()
+    return int(tokens[min(np.searchsorted(ladder, draw * ladder[-1], side="right"), len(tokens) - 1)])
+
+
+def candidates(
+    logits: np.ndarray, options: SamplingOptions, history: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens that may be drawn, the likeliest first, and their shares, which sum to 1.
+
+    In this order, which is that of transformers: repetition penalty, bias, temperature, the `top_k`
+    likeliest, of those the fewest whose mass reaches `top_p`, of those the ones that are at least `min_p`
+    times as likely as the likeliest. The temperature is above 0.
+    """
+    adjusted = _adjusted(logits, options, history)
     shifted = (adjusted - adjusted.max()).astype(np.float64) / options.temperature
     weights = np.exp(shifted)
     order = np.argsort(-weights, kind="stable")
-    kept = order[_kept(weights[order] / weights.sum(), options)]
-    ladder = np.cumsum(weights[kept])
-    draw = keyed(options.seed, step).random()
-    return int(kept[min(np.searchsorted(ladder, draw * ladder[-1], side="right"), len(kept) - 1)])
+    tokens = order[_kept(weights[order], options)]
+    return tokens, weights[tokens] / weights[tokens].sum()
 
 
 def _adjusted(logits: np.ndarray, options: SamplingOptions, history: Sequence[int]) -> np.ndarray:
@@ -72,12 +85,13 @@ def _adjusted(logits: np.ndarray, options: SamplingOptions, history: Sequence[in
     return adjusted
 
 
-def _kept(shares: np.ndarray, options: SamplingOptions) -> np.ndarray:
-    """Return which of the descending `shares` stay; the likeliest always does."""
-    kept = np.ones(len(shares), dtype=bool)
+def _kept(weights: np.ndarray, options: SamplingOptions) -> np.ndarray:
+    """Return which of the descending `weights` stay; the likeliest always does."""
+    kept = np.ones(len(weights), dtype=bool)
     if options.top_k:
         kept[options.top_k :] = False
-    kept &= np.cumsum(shares) - shares < options.top_p
-    kept &= shares >= options.min_p * shares[0]
+    mass = np.cumsum(weights * kept)
+    kept &= mass - weights < options.top_p * mass[-1]
+    kept &= weights >= options.min_p * weights[0]
     kept[0] = True
     return kept
