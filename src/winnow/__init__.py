@@ -2,6 +2,7 @@
 
     engine = winnow.load()                       the bundled model; or a checkpoint directory, or a hub id
     done = engine.generate("Once upon a time")   Completion(text, token_ids, finish_reason, stats, ...)
+    model = winnow.sparsify(hf_model, plan)      a transformers model with winnowed MLPs
 
 The names live in the rooms below and are fetched when first used (PEP 562): importing winnow imports
 nothing else.
@@ -12,15 +13,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from winnow.engine.generate import Completion, Engine, load
-    from winnow.engine.sparsity import calibrate
+    from winnow.engine.sparsity import calibrate, sparsify
 
-__all__ = ["Completion", "Engine", "calibrate", "load"]
+__all__ = ["Completion", "Engine", "calibrate", "load", "sparsify"]
 
 _HOMES = {
     "Completion": "winnow.engine.generate",
     "Engine": "winnow.engine.generate",
     "calibrate": "winnow.engine.sparsity",
     "load": "winnow.engine.generate",
+    "sparsify": "winnow.engine.sparsity",
 }
 
 

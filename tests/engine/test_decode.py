@@ -40,6 +40,11 @@ def ids(rng):
     return torch.randint(0, 211, (N_TOKENS,), generator=rng)
 
 
+@pytest.fixture
+def few(ids):
+    return ids[:9]
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
 def test_decodes_every_family_as_the_definition_does(variant, ids):
     model = tiny_model(variant, generator(7))
@@ -68,38 +73,38 @@ def tiny_weights(name, dtype=torch.float32):
     return load_weights(DictSource(parse_config(model.config.to_dict()), model.state_dict()), dtype)
 
 
-def defined(weights, predictors, ids):
+def defined(weights, predictors, few):
     slot = SparseMlp(predictors)
     cache = KvCache(weights.config, N_TOKENS, torch.float32)
     with torch.inference_mode():
-        return forward(weights, ids, cache, mlp=slot), slot.overall()
+        return forward(weights, few, cache, mlp=slot), slot.overall()
 
 
 @pytest.mark.parametrize("name", ["opt", "opt-350m", "llama", "llama-biases"])
 @pytest.mark.parametrize("kind", ["svd", "low-rank"])
 @pytest.mark.parametrize("lookahead", Lookahead, ids=str)
-def test_every_lookahead_is_decoded_as_it_is_defined(name, kind, lookahead, ids, rng):
+def test_every_lookahead_is_decoded_as_it_is_defined(name, kind, lookahead, few, rng):
     weights = tiny_weights(name)
     predictors = low_rank(weights, rng, lookahead, kind)
-    expected, shares = defined(weights, predictors, ids)
-    found, counts = decoded(weights, predictors, ids.tolist())
+    expected, shares = defined(weights, predictors, few)
+    found, counts = decoded(weights, predictors, few.tolist())
     assert relative(found, expected) < 2e-5
     assert 0.2 < counts.mlp_density < 0.8
     assert counts.mlp_density == pytest.approx(shares.density, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-biases"])
-def test_the_gate_is_decoded_as_it_is_defined(name, ids):
+def test_the_gate_is_decoded_as_it_is_defined(name, few):
     weights = tiny_weights(name)
     predictors = gates(weights, 0.3)
-    expected, shares = defined(weights, predictors, ids)
-    found, counts = decoded(weights, predictors, ids.tolist())
+    expected, shares = defined(weights, predictors, few)
+    found, counts = decoded(weights, predictors, few.tolist())
     assert relative(found, expected) < 2e-5
     assert 0.1 < counts.mlp_density < 0.9
     assert counts.mlp_density == pytest.approx(shares.density, abs=1e-3)
 
 
-def test_kinds_and_lookaheads_mix_in_one_model(ids, rng):
+def test_kinds_and_lookaheads_mix_in_one_model(few, rng):
     weights = tiny_weights("llama")
     ahead, half = low_rank(weights, rng, Lookahead.NEXT), low_rank(weights, rng, Lookahead.HALF)
     for predictors in (
@@ -107,19 +112,19 @@ def test_kinds_and_lookaheads_mix_in_one_model(ids, rng):
         (ahead[0], gates(weights, 0.3)[1], half[2]),
         (None, ahead[1], gates(weights, 0.3)[2]),
     ):
-        expected, _ = defined(weights, predictors, ids)
-        found, _ = decoded(weights, predictors, ids.tolist())
+        expected, _ = defined(weights, predictors, few)
+        found, _ = decoded(weights, predictors, few.tolist())
         assert relative(found, expected) < 2e-5
 
 
 @pytest.mark.parametrize("lookahead", Lookahead, ids=str)
-def test_each_lookahead_reads_another_input(lookahead, ids, rng):
+def test_each_lookahead_reads_another_input(lookahead, few, rng):
     weights = tiny_weights("opt")
     predictors = low_rank(weights, rng, lookahead)
-    found, _ = decoded(weights, predictors, ids.tolist())
+    found, _ = decoded(weights, predictors, few.tolist())
     for other in set(Lookahead) - {lookahead}:
         moved = tuple(dataclasses.replace(each, lookahead=other) for each in predictors)
-        assert relative(found, defined(weights, moved, ids)[0]) > 1e-3
+        assert relative(found, defined(weights, moved, few)[0]) > 1e-3
 
 
 def test_a_predictor_runs_where_its_input_is_first_known(rng):
@@ -132,28 +137,28 @@ def test_a_predictor_runs_where_its_input_is_first_known(rng):
 
 
 @pytest.mark.parametrize("lookahead", Lookahead, ids=str)
-def test_two_threads_give_the_bits_of_one_with_every_lookahead(lookahead, ids, rng):
+def test_two_threads_give_the_bits_of_one_with_every_lookahead(lookahead, few, rng):
     weights = tiny_weights("llama", torch.bfloat16)
     predictors = low_rank(weights, rng, lookahead)
-    one, _ = decoded(weights, predictors, ids.tolist(), threads=1)
-    two, _ = decoded(weights, predictors, ids.tolist(), threads=2)
+    one, _ = decoded(weights, predictors, few.tolist(), threads=1)
+    two, _ = decoded(weights, predictors, few.tolist(), threads=2)
     assert np.array_equal(one, two)
 
 
-def test_two_threads_give_the_bits_of_one_with_gates(ids):
+def test_two_threads_give_the_bits_of_one_with_gates(few):
     weights = tiny_weights("llama", torch.bfloat16)
-    one, _ = decoded(weights, gates(weights, 0.3), ids.tolist(), threads=1)
-    two, _ = decoded(weights, gates(weights, 0.3), ids.tolist(), threads=2)
+    one, _ = decoded(weights, gates(weights, 0.3), few.tolist(), threads=1)
+    two, _ = decoded(weights, gates(weights, 0.3), few.tolist(), threads=2)
     assert np.array_equal(one, two)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_all_neurons_by_any_road_are_the_dense_model(dtype, ids, rng):
+def test_all_neurons_by_any_road_are_the_dense_model(dtype, few, rng):
     weights = tiny_weights("llama", dtype)
-    dense, _ = decoded(weights, (None,) * 3, ids.tolist())
+    dense, _ = decoded(weights, (None,) * 3, few.tolist())
     roads = [low_rank(weights, rng, lookahead, margin=1e6) for lookahead in Lookahead]
     for predictors in (*roads, gates(weights, -1.0)):
-        full, counts = decoded(weights, predictors, ids.tolist())
+        full, counts = decoded(weights, predictors, few.tolist())
         assert counts.mlp_density == 1.0
         assert np.array_equal(full, dense)
 

@@ -112,13 +112,14 @@ def _explain(engine: Engine, prompt: str, answer: Sequence[int]) -> None:
     rows = []
     for index, layer in enumerate(engine.weights.layers):
         predictor = engine.decoder.predictors[index]
-        n_bytes = counts.n_bytes[index] / steps
-        skipped = (config.n_neurons - counts.active[index] / steps) * layer.mlp.record_bytes
-        dense_bytes = n_bytes + skipped - (predictor.n_bytes if predictor else 0)
+        n_bytes, active = counts.n_bytes[index] / steps, counts.active[index] / steps
+        mlp_bytes = config.n_neurons * layer.mlp.record_bytes
+        saved = mlp_bytes - predictor.bytes_read(layer.mlp, active) if predictor else 0
+        dense_bytes = n_bytes + saved
         rows.append(
             [
                 f"layer {index}",
-                share(counts.active[index] / steps / config.n_neurons),
+                share(active / config.n_neurons),
                 recalls[index],
                 quantity(n_bytes),
                 quantity(dense_bytes),

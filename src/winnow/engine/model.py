@@ -18,7 +18,7 @@ from torch import Tensor
 from winnow.base.errors import UsageError
 from winnow.engine.cache import KvCache
 from winnow.engine.families.rope import rotary_table, rotate
-from winnow.engine.weights import Layer, Weights, product
+from winnow.engine.weights import Layer, MlpWeights, Weights, product
 from winnow.kernels import KvBlock
 
 # Prompts are computed in chunks that end at multiples of this position: memory stays bounded, and a prompt
@@ -91,13 +91,13 @@ def _hidden_keys(start: int, end: int, window: int | None) -> Tensor:
     return hidden if window is None else hidden | (key <= query - window)
 
 
-def activations(layer: Layer, x: Float32[Tensor, "T D"]) -> Float32[Tensor, "T F"]:
+def activations(layer: MlpWeights, x: Float32[Tensor, "T D"]) -> Float32[Tensor, "T F"]:
     """Return how strongly each neuron fires: ``act(w_in x + bias) [* (w_up x + bias_up)]``."""
     active = layer.activation(product(x, layer.mlp.w_in) + layer.mlp.bias)
     return active * (product(x, layer.mlp.w_up) + layer.mlp.bias_up) if layer.mlp.is_gated else active
 
 
-def weighted_sum(layer: Layer, active: Float32[Tensor, "T F"]) -> Float32[Tensor, "T D"]:
+def weighted_sum(layer: MlpWeights, active: Float32[Tensor, "T F"]) -> Float32[Tensor, "T D"]:
     """Return the neurons' out-weights, summed with the weights `active`, plus the MLP's bias."""
     y = product(active, layer.mlp.w_out.T)
     return y if layer.mlp_bias is None else y + layer.mlp_bias

@@ -7,7 +7,7 @@ maps. torch rounds the input and the result of a bfloat16 product to bfloat16; t
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -94,6 +94,26 @@ class RmsNorm:
 
 
 Norm = LayerNorm | RmsNorm
+
+
+@runtime_checkable
+class MlpWeights(Protocol):
+    """What an MLP is made of: its neurons, its output bias, its activation. A Layer holds one."""
+
+    @property
+    def mlp(self) -> NeuronRecords:
+        """One record per neuron."""
+        ...
+
+    @property
+    def mlp_bias(self) -> Float32[Tensor, " D"] | None:
+        """What is added to the sum over the neurons."""
+        ...
+
+    @property
+    def activation(self) -> Activation:
+        """The function of a neuron's input, or of its gate."""
+        ...
 
 
 @final

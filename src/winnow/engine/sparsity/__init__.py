@@ -3,6 +3,7 @@
 predictor.py    which neurons to compute, from a look at an input of the layer or of one before it
 sparse_mlp.py   the definition of a winnowed MLP, and the shares of neurons it counts
 plan.py         the predictors of one model, in one file
+adapter.py      a transformers model with winnowed MLPs
 fidelity.py     sparse against dense, token by token
 observe.py      one dense pass: moments and samples of every layer's input
 frontier.py     what each setting of each kind would cost and lose, layer by layer
@@ -14,6 +15,7 @@ sanity.py       what is odd about a text or a layer, in plain words
 calibrate.py    the cheapest plan that keeps the fidelity asked for
 """
 
+from winnow.engine.sparsity.adapter import sparsify
 from winnow.engine.sparsity.calibrate import CalibrationOptions, calibrate
 from winnow.engine.sparsity.fidelity import Fidelity, compare, perplexity, windows
 from winnow.engine.sparsity.plan import Plan, find_plan, open_plan, read_plan
@@ -36,5 +38,6 @@ __all__ = [
     "open_plan",
     "perplexity",
     "read_plan",
+    "sparsify",
     "windows",
 ]

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from winnow.base.errors import ModelError, UsageError
 from winnow.base.files import replacing
-from winnow.engine.config import ModelConfig
+from winnow.engine.checkpoint import openable
+from winnow.engine.config import ModelConfig, brief
 from winnow.engine.sparsity.predictor import GatePredictor, Lookahead, LowRankPredictor, Predictor
 from winnow.engine.sparsity.sparse_mlp import LayerCounts
 from winnow.kernels import Matrix, QuantisedMatrix
@@ -26,7 +27,6 @@ from winnow.kernels import Matrix, QuantisedMatrix
 FORMAT = "winnow-plan/2"
 KEY = "winnow"
 FILE_NAME = "winnow-plan.safetensors"
-DENSE = "dense"  # the kind of a layer without predictor
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,22 @@ class Provenance:
     measured_recall: float
     validation_tokens: int
     precisions: tuple[str, ...] = ("fp32", "bf16")
+
+    def check_model(self, model_hash: str, name: str) -> None:
+        """Raise ModelError when the plan, which the message calls `name`, belongs to another model."""
+        if self.model_hash != model_hash:
+            raise ModelError(
+                f"{name} belongs to the model {self.model_hash[:12]}, this one is {model_hash[:12]}; "
+                "calibrate this model or name its own plan."
+            )
+
+    def check_precision(self, precision: str, name: str) -> None:
+        """Raise UsageError when the plan does not list `precision`, the type of the weights."""
+        if precision not in self.precisions:
+            raise UsageError(
+                f"{name} was made for {' and '.join(self.precisions)} weights, these are {precision}; "
+                f"choose a type it was made for, run dense, or calibrate with {precision} weights."
+            )
 
 
 @final
@@ -71,12 +87,31 @@ class Plan:
         """Bytes of predictors read per token."""
         return sum(p.n_bytes for p in self.layers if p is not None)
 
+    def check_fits(self, config: ModelConfig, name: str) -> None:
+        """Raise ModelError when the plan's shapes are not those of the model."""
+        if len(self.layers) != config.n_layers:
+            raise ModelError(
+                f"{name} has {len(self.layers)} layers, the model {config.n_layers}; calibrate this model."
+            )
+        for index, predictor in enumerate(self.layers):
+            if isinstance(predictor, GatePredictor) and not config.is_gated:
+                raise ModelError(
+                    f"{name} has a gate in layer {index}, the model's MLPs have none; calibrate this model."
+                )
+            wanted = () if predictor is None else predictor.shapes_for(config.width, config.n_neurons)
+            if predictor is not None and predictor.shapes != wanted:
+                raise ModelError(
+                    f"{name} has shapes {predictor.shapes} in layer {index}, the model needs {wanted}; "
+                    "calibrate this model."
+                )
+
     def save(self, path: Path) -> None:
         """Write the plan whole or not at all."""
         tensors: dict[str, Tensor] = {}
         for index, predictor in enumerate(self.layers):
             if predictor is not None:
-                tensors |= _tensors(f"layers.{index}.", predictor)
+                # Copies: layers may share a tensor, which safetensors refuses to write.
+                tensors |= {name: each.clone() for name, each in _tensors(index, predictor).items()}
         # One key: safetensors writes several in any order, and equal plans should be equal files.
         said = {
             "format": FORMAT,
@@ -89,7 +124,7 @@ class Plan:
     def _row(self, index: int) -> dict[str, object]:
         predictor = self.layers[index]
         mode = (
-            {"kind": DENSE}
+            {"kind": "dense"}
             if predictor is None
             else {"kind": predictor.kind, "lookahead": predictor.lookahead}
         )
@@ -108,11 +143,7 @@ def open_plan(path: Path, config: ModelConfig, model_hash: str, precision: str) 
     Raises ModelError as `read_plan` does, and UsageError for a precision that the plan does not list.
     """
     plan = read_plan(path, config, model_hash)
-    if precision not in plan.provenance.precisions:
-        raise UsageError(
-            f"{path} was made for {' and '.join(plan.provenance.precisions)}, the weights are {precision}; "
-            f"choose one of those types, run dense, or calibrate with {precision} weights."
-        )
+    plan.provenance.check_precision(precision, str(path))
     return plan
 
 
@@ -121,51 +152,59 @@ def read_plan(path: Path, config: ModelConfig, model_hash: str) -> Plan:
 
     Raises ModelError when the file is missing, broken, of another format version or for another model.
     """
+    said, tensors = _contents(path)
+    provenance = _provenance(path, said)
+    provenance.check_model(model_hash, str(path))
+    rows = _rows(path, said)
+    layers = tuple(_predictor(path, tensors, index, row) for index, row in enumerate(rows))
+    plan = Plan(provenance, layers, _quality(path, rows))
+    plan.check_fits(config, str(path))
+    return plan
+
+
+def read_provenance(path: Path) -> Provenance:
+    """Return what a plan says of itself, for a model whose hash is not known; raises as `read_plan` does."""
+    return _provenance(path, _contents(path)[0])
+
+
+def _contents(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
     if not path.is_file():
         raise ModelError(f"No plan at {path}; expected a file written by `winnow calibrate`.")
     try:
-        with safe_open(path, framework="pt") as file:
+        with openable(path) as name, safe_open(name, framework="pt") as file:
             said = _header(path, file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return said, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ModelError(f"{path} is not a plan: {error}. Calibrate the model again.") from None
-    provenance = _provenance(path, said)
-    if provenance.model_hash != model_hash:
-        raise ModelError(
-            f"{path} belongs to the model {provenance.model_hash[:12]}, this one is {model_hash[:12]}; "
-            "calibrate this model or name its own plan."
-        )
-    rows = _rows(path, said, config.n_layers)
-    layers = tuple(_predictor(path, tensors, index, row, config) for index, row in enumerate(rows))
-    return Plan(provenance, layers, _quality(path, rows))
 
 
 def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, object]:
     try:
         said = json.loads(metadata[KEY])
         found = said["format"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path} has a broken header ({error!r}); calibrate the model again.") from None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} has a broken header ({brief(error, 200)}); calibrate it again.") from None
     if found != FORMAT:
-        raise ModelError(f"{path} has format {found}, this Winnow reads {FORMAT}; calibrate the model again.")
+        raise ModelError(
+            f"{path} has format {brief(found)}, this Winnow reads {FORMAT}; calibrate the model again."
+        )
     return said
 
 
 def _provenance(path: Path, said: Mapping[str, object]) -> Provenance:
     try:
-        if not isinstance(said["precisions"], list):
-            raise TypeError(f"precisions are {said['precisions']!r}")
+        names = said["precisions"]
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"precisions are {names!r}")
         return Provenance(**{f.name: f.type(said[f.name]) for f in fields(Provenance)})  # pyright: ignore
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path} has a broken header ({error!r}); calibrate the model again.") from None
+        raise ModelError(f"{path} has a broken header ({brief(error, 200)}); calibrate it again.") from None
 
 
-def _rows(path: Path, said: Mapping[str, object], n_layers: int) -> list[dict]:
+def _rows(path: Path, said: Mapping[str, object]) -> list[dict]:
     rows = said.get("layers")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ModelError(f"{path} has a broken header (no list of layers); calibrate the model again.")
-    if len(rows) != n_layers:
-        raise ModelError(f"{path} has {len(rows)} layers, the model has {n_layers}; calibrate this model.")
     return rows
 
 
@@ -176,57 +215,36 @@ def _quality(path: Path, rows: list[dict]) -> tuple[LayerCounts, ...]:
     try:
         return tuple(LayerCounts(**{name: float(row[name]) for name in names}) for row in rows)
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path} has a broken header ({error!r}); calibrate the model again.") from None
+        raise ModelError(f"{path} has a broken header ({brief(error, 200)}); calibrate it again.") from None
 
 
 def _predictor(
-    path: Path, tensors: Mapping[str, Tensor], index: int, row: Mapping[str, str], config: ModelConfig
+    path: Path, tensors: Mapping[str, Tensor], index: int, row: Mapping[str, Any]
 ) -> Predictor | None:
     stem = f"layers.{index}."
     found = {name.removeprefix(stem): tensor for name, tensor in tensors.items() if name.startswith(stem)}
     try:
-        kind = row.get("kind")
-        if kind == DENSE:
-            return None
-        if kind == GatePredictor.kind:
-            return _gate(path, found, index, config)
-        if kind in ("svd", "low-rank"):
-            return LowRankPredictor(*_low_rank(path, found, index, config), kind, Lookahead(row["lookahead"]))
-        raise ValueError(f"{kind!r} is no kind of predictor.")
-    except (UsageError, ValueError, KeyError, TypeError) as error:
+        match row["kind"]:
+            case "dense":
+                return None
+            case "gate":
+                return GatePredictor(_vector(found["thresholds"]))
+            case "svd" | "low-rank":
+                kind = "svd" if row["kind"] == "svd" else "low-rank"
+                parts = _matrix(found, "down"), _matrix(found, "up"), _vector(found["bias"])
+                return LowRankPredictor(*parts, kind, Lookahead(row["lookahead"]))
+            case unknown:
+                raise ValueError(f"{unknown!r} is no kind of predictor.")
+    except KeyError as error:
+        raise ModelError(
+            f"{path} holds only part of layer {index}, no {error}; calibrate the model again."
+        ) from None
+    except (UsageError, ValueError, TypeError) as error:
         raise ModelError(f"{path} has a broken layer {index}: {error} Calibrate the model again.") from None
 
 
-def _gate(path: Path, found: Mapping[str, Tensor], index: int, config: ModelConfig) -> GatePredictor:
-    thresholds = found.get("thresholds")
-    if thresholds is None:
-        raise ModelError(f"{path} holds only part of layer {index}; calibrate the model again.")
-    if not config.is_gated:
-        raise ModelError(
-            f"{path} has a gate in layer {index}, the model's MLPs have none; calibrate it again."
-        )
-    _check_shapes(path, index, (tuple(thresholds.shape),), ((config.n_neurons,),))
-    return GatePredictor(thresholds.float())
-
-
-def _low_rank(
-    path: Path, found: Mapping[str, Tensor], index: int, config: ModelConfig
-) -> tuple[Matrix | QuantisedMatrix, Matrix | QuantisedMatrix, Tensor]:
-    """Return `down`, `up` and `bias` of a layer, their shapes checked."""
-    down, up, bias = (found.get(name) for name in ("down", "up", "bias"))
-    if down is None or up is None or bias is None:
-        raise ModelError(f"{path} holds only part of layer {index}; calibrate the model again.")
-    wanted = ((down.shape[0], config.width), (config.n_neurons, down.shape[0]), (config.n_neurons,))
-    _check_shapes(path, index, (tuple(down.shape), tuple(up.shape), tuple(bias.shape)), wanted)
-    return _matrix(down, found.get("down_scales")), _matrix(up, found.get("up_scales")), bias
-
-
-def _check_shapes(path: Path, index: int, received: tuple, wanted: tuple) -> None:
-    if received != wanted:
-        raise ModelError(f"{path} has shapes {received} in layer {index}, the model needs {wanted}.")
-
-
-def _tensors(stem: str, predictor: Predictor) -> dict[str, Tensor]:
+def _tensors(index: int, predictor: Predictor) -> dict[str, Tensor]:
+    stem = f"layers.{index}."
     if isinstance(predictor, GatePredictor):
         return {f"{stem}thresholds": predictor.thresholds}
     down, up = _stored(f"{stem}down", predictor.down), _stored(f"{stem}up", predictor.up)
@@ -236,8 +254,17 @@ def _tensors(stem: str, predictor: Predictor) -> dict[str, Tensor]:
 def _stored(name: str, matrix: Matrix | QuantisedMatrix) -> dict[str, Tensor]:
     if isinstance(matrix, QuantisedMatrix):
         return {name: matrix.values, f"{name}_scales": matrix.scales}
-    return {name: matrix.weight}
+    return {name: matrix.weight.contiguous()}
 
 
-def _matrix(values: Tensor, scales: Tensor | None) -> Matrix | QuantisedMatrix:
+def _matrix(found: Mapping[str, Tensor], name: str) -> Matrix | QuantisedMatrix:
+    values, scales = found[name], found.get(f"{name}_scales")
+    if values.ndim != 2 or values.is_floating_point() != (scales is None):
+        raise ValueError(f"{name} is {values.dtype} of shape {tuple(values.shape)}, scales or not.")
     return Matrix(values) if scales is None else QuantisedMatrix(values, scales)
+
+
+def _vector(values: Tensor) -> Tensor:
+    if values.ndim != 1 or not values.is_floating_point():
+        raise ValueError(f"{values.dtype} of shape {tuple(values.shape)} stands where floats [F] belong.")
+    return values.float().contiguous()

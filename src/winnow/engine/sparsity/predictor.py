@@ -22,7 +22,7 @@ from torch import Tensor
 
 from winnow.base.errors import UsageError
 from winnow.engine.model import MlpInputs
-from winnow.engine.weights import Layer, product
+from winnow.engine.weights import MlpWeights, product
 from winnow.kernels import Cpu, Matrix, NeuronRecords, QuantisedMatrix
 
 
@@ -57,18 +57,27 @@ class LowRankPredictor:
     @property
     def rank(self) -> int:
         """R, the width of the bottleneck."""
-        return _n_rows(self.down)
+        return _shape(self.down)[0]
 
     @property
     def n_bytes(self) -> int:
         """Bytes of the predictor itself, all read per token."""
         return self.down.n_bytes + self.up.n_bytes + 4 * len(self.bias)
 
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of `down`, `up` and `bias`."""
+        return _shape(self.down), _shape(self.up), tuple(self.bias.shape)
+
+    def shapes_for(self, width: int, n_neurons: int) -> tuple[tuple[int, ...], ...]:
+        """Return the shapes that a model of these sizes needs at this rank."""
+        return (self.rank, width), (n_neurons, self.rank), (n_neurons,)
+
     def scores(self, view: Float[Tensor, "T D"]) -> Float[Tensor, "T F"]:
         """Return the scores of rows of the view, as the kernel computes them up to the order of summation."""
         return (view @ self.down.weight.float().T) @ self.up.weight.float().T + self.bias
 
-    def selected(self, layer: Layer, inputs: MlpInputs) -> Bool[Tensor, "T F"]:
+    def selected(self, layer: MlpWeights, inputs: MlpInputs) -> Bool[Tensor, "T F"]:
         """Say for each row which neurons are computed; `layer` is for predictors that read its weights."""
         return self.scores(self.lookahead.view(inputs)) > 0
 
@@ -103,7 +112,16 @@ class GatePredictor:
         """Bytes of the predictor itself, all read per token."""
         return 4 * len(self.thresholds)
 
-    def selected(self, layer: Layer, inputs: MlpInputs) -> Bool[Tensor, "T F"]:
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of `thresholds`."""
+        return (tuple(self.thresholds.shape),)
+
+    def shapes_for(self, width: int, n_neurons: int) -> tuple[tuple[int, ...], ...]:
+        """Return the shapes that a model of these sizes needs; `width` does not matter to a gate."""
+        return ((n_neurons,),)
+
+    def selected(self, layer: MlpWeights, inputs: MlpInputs) -> Bool[Tensor, "T F"]:
         """Say for each row which neurons are computed."""
         gates = layer.activation(product(inputs.own, layer.mlp.w_in) + layer.mlp.bias)
         return ~(gates.abs() <= self.thresholds)  # a gate that is not a number stays visible
@@ -111,7 +129,7 @@ class GatePredictor:
     def apply(
         self,
         cpu: Cpu,
-        layer: Layer,
+        layer: MlpWeights,
         x: Float32[np.ndarray, " D"],
         indices: Int32[np.ndarray, " F"],
         gates: Float32[np.ndarray, " F"],
@@ -133,8 +151,9 @@ class GatePredictor:
 Predictor = LowRankPredictor | GatePredictor
 
 
-def _n_rows(matrix: Matrix | QuantisedMatrix) -> int:
-    return len(matrix.scales) if isinstance(matrix, QuantisedMatrix) else len(matrix.weight)
+def _shape(matrix: Matrix | QuantisedMatrix) -> tuple[int, ...]:
+    held = matrix.values if isinstance(matrix, QuantisedMatrix) else matrix.weight
+    return tuple(held.shape)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from winnow.engine.model import MlpInputs, activations, weighted_sum
 from winnow.engine.sparsity.predictor import GatePredictor, Predictor
-from winnow.engine.weights import Layer
+from winnow.engine.weights import Layer, MlpWeights
 from winnow.kernels import Cpu
 
 
@@ -83,7 +83,7 @@ class WinnowedMlp:
     there is no predictor: then all neurons are computed. Same bits for any number of threads.
     """
 
-    def __init__(self, layer: Layer, predictor: Predictor | None, cpu: Cpu) -> None:
+    def __init__(self, layer: MlpWeights, predictor: Predictor | None, cpu: Cpu) -> None:
         """Make the buffers; no weight is copied."""
         self.layer = layer
         self.predictor = predictor
