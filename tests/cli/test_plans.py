@@ -136,7 +136,7 @@ def test_inspect_tells_shapes_sizes_and_plan(winnow, planned):
 def test_inspect_for_people_shows_each_layer(winnow, planned, model):
     ran = winnow("inspect", planned)
     assert f"n_neurons     {checkpoint.N_NEURONS}\n" in ran.out
-    assert "plan: svd, same-layer, for fp32 and bf16; KLD" in ran.out
+    assert "plan: auto, same-layer, for fp32 and bf16; KLD" in ran.out
     assert sum(line.startswith("│ ") for line in ran.out.splitlines()) == checkpoint.N_LAYERS
     assert "No plan: it runs dense until winnow calibrate has made one." in winnow("inspect", model).out
 
