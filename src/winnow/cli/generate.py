@@ -100,7 +100,8 @@ def _summary(stats: Stats) -> str:
 def _explain(engine: Engine, prompt: str, answer: Sequence[int]) -> None:
     """Print per layer, on standard error, what the decode steps selected, read and took.
 
-    Recall is measured afterwards on prompt and answer: of the neurons that fired, the share predicted.
+    Recall is measured afterwards on prompt and answer: of the contributions, |activation| * |w_out|, the
+    share of the selected neurons. Counting neurons would say nothing of SiLU, where all of them fire.
     """
     assert engine.last_stats is not None
     counts = engine.last_stats.counts
@@ -128,17 +129,17 @@ def _explain(engine: Engine, prompt: str, answer: Sequence[int]) -> None:
         )
     head = quantity(counts.head_bytes / steps)
     rows.append(["head", "", "", head, head, ""])
-    columns = ("per token", "density", "recall", "bytes read", "dense", "time")
+    columns = ("per token", "density", "weighted recall", "bytes read", "dense", "time")
     show_table(f"{steps} decoded tokens on {engine.cpu.threads} threads", columns, rows, on_stderr=True)
 
 
 def _recalls(engine: Engine, ids: Sequence[int]) -> list[str]:
-    """Return the recall of every layer's predictor on `ids`; a layer without one has none."""
+    """Return the weighted recall of every layer's predictor on `ids`; a layer without one has none."""
     if engine.plan is None:
         return ["-"] * len(engine.weights.layers)
     texts: list[torch.Tensor] = list(windows(ids, ()))
     measured = compare(engine.weights, engine.plan, texts, lambda done: None)
     return [
-        "-" if predictor is None else share(layer.recall)
+        "-" if predictor is None else share(layer.weighted_recall)
         for layer, predictor in zip(measured.layers, engine.plan.layers, strict=True)
     ]
