@@ -10,7 +10,6 @@ from winnow.cli.show import quantity, share, show_json, show_pairs, show_table
 from winnow.engine.checkpoint import Checkpoint
 from winnow.engine.config import ModelConfig
 from winnow.engine.sparsity import LowRankPredictor, Plan, find_plan, read_plan
-from winnow.kernels import relu
 
 SHAPE = ("n_layers", "width", "n_heads", "n_kv_heads", "head_width", "n_neurons", "vocab_size", "n_positions")
 
@@ -38,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows = [(key, quantity(_n_bytes(checkpoint)) if key == "bytes" else str(model[key])) for key in model]
     show_pairs(str(checkpoint.directory), rows)
     if plan is None:
-        print(_no_plan(checkpoint.config))
+        print("No plan: it runs dense until winnow calibrate has made one.")
     else:
         show_plan(plan, checkpoint.config)
     return 0
@@ -116,9 +115,3 @@ def _cells(index: int, layer: dict) -> list[str]:
     rank = "" if layer["rank"] is None else str(layer["rank"])
     own = [layer["kind"], layer["lookahead"], rank, quantity(layer["bytes"]), share(layer["share"])]
     return [str(index), *own, *counts]
-
-
-def _no_plan(config: ModelConfig) -> str:
-    if config.activation is relu:
-        return "No plan: it runs dense until winnow calibrate has made one."
-    return f"No plan: {config.activation.name} neurons are never exactly zero, so this model runs dense."
