@@ -2,7 +2,7 @@
 
 import pytest
 
-from winnow.base.files import replacing
+from winnow.base.files import replacing, replacing_directory
 
 
 def test_the_file_appears_only_at_the_end(tmp_path):
@@ -32,3 +32,24 @@ def test_a_block_that_writes_nothing_fails_and_leaves_the_old_file(tmp_path):
     with pytest.raises(FileNotFoundError), replacing(path):
         pass
     assert path.read_text() == "old"
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "new/target"
+    with replacing_directory(target) as draft:
+        (draft / "a").write_text("a")
+        assert not target.exists()
+    assert (target / "a").read_text() == "a"
+    with pytest.raises(KeyboardInterrupt), replacing_directory(tmp_path / "other") as draft:
+        (draft / "a").write_text("a")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_an_empty_directory_is_taken_and_a_full_one_is_left(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with replacing_directory(tmp_path / "empty") as draft:
+        (draft / "a").write_text("a")
+    with pytest.raises(OSError, match="not empty"), replacing_directory(tmp_path / "empty") as draft:
+        (draft / "b").write_text("b")
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty", "a"]

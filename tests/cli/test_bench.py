@@ -83,8 +83,9 @@ def test_benches_that_mean_nothing_are_refused(winnow, tiny_shape, options, says
 
 
 def test_shape_beyond_memory_is_refused_before_it_is_drawn(winnow, tmp_path, monkeypatch):
-    (tmp_path / "meminfo").write_text("MemAvailable: 9000000 kB\n")
-    monkeypatch.setattr("winnow.cli.opening.MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemAvailable: 9000000 kB\n")
+    monkeypatch.setattr("winnow.base.room.ROOT", tmp_path)
     assert_one_line(winnow("bench", "--shape", "opt-13b"), 4, "opt-13b needs", "9.22 GB are free")
 
 

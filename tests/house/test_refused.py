@@ -12,7 +12,7 @@ from tests.house.rules_refused import (
 )
 from tests.house.source import ROOT, assert_caught, assert_none, assert_passes, files, load, python
 
-BINARY = {".safetensors", ".npy", ".png", ".so", ".xz", ".gz", ".pyc"}
+BINARY = {".safetensors", ".bin", ".npy", ".png", ".so", ".xz", ".gz", ".pyc"}
 
 
 def texts():

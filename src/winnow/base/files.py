@@ -1,6 +1,7 @@
 """Files: written whole or not at all.   (floor 0 · base)"""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,3 +21,21 @@ def replacing(path: Path) -> Iterator[Path]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory beside `path` that takes its place only if the block ends well.
+
+    `path` must be new or an empty directory when the block ends, else OSError. An interrupted or failed
+    block leaves `path` as it was and removes the temporary directory with all it holds.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    draft.mkdir()
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -13,6 +13,7 @@
     bench.py       winnow bench
     inspect.py     winnow inspect
     chat.py        winnow chat
+    convert.py     winnow convert
     doctor.py      winnow doctor
     train.py       winnow train
 
@@ -25,7 +26,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from winnow.cli.failures import open_streams, report, warn_in_one_line
+from winnow.cli.failures import leave_in_peace, open_streams, report, warn_in_one_line
 from winnow.cli.parser import read_command_line
 
 __all__ = ["main"]
@@ -47,5 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit as end:  # --help and --version
             return int(end.code or 0)
         except BaseException as error:
+            if argv is None:
+                leave_in_peace()
             return report(error, debug="--debug" in words)
         return code

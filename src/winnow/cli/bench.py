@@ -11,8 +11,9 @@ import torch
 from winnow.base.errors import UsageError
 from winnow.base.progress import Progress
 from winnow.base.rng import generator
+from winnow.base.room import check_memory
 from winnow.cli.failures import say
-from winnow.cli.opening import check_memory, open_checkpoint, open_engine, read_text
+from winnow.cli.opening import open_checkpoint, open_engine, read_text
 from winnow.cli.show import quantity, share, show_json, show_table
 from winnow.engine import parse_config, tensor_shapes
 from winnow.engine.bench import BenchOptions, BenchReport, Expected, Runner, WinnowRunner, race

@@ -5,8 +5,8 @@ import os
 
 import torch
 
+from winnow.base.room import free_memory_bytes
 from winnow.base.timing import machine
-from winnow.cli.opening import free_bytes
 from winnow.cli.show import quantity, show_json, show_pairs
 from winnow.cli.version import version
 from winnow.kernels import isa_levels, open_cpu, read_bandwidth
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         "isa_levels": list(levels),
         "has_compiled_kernels": bool(levels),
         "read_gb_per_s": read_bandwidth(cpu) / 1e9,
-        "memory_free_bytes": free_bytes(),
+        "memory_free_bytes": free_memory_bytes(),
         "torch": torch.__version__,
     }
     if arguments.json:

@@ -4,7 +4,9 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import TextIO
@@ -12,7 +14,7 @@ from typing import TextIO
 from winnow.base.errors import WinnowError
 
 USAGE, MODEL, RESOURCE, INTERRUPTED = 2, 3, 4, 130
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE)
 
 
 def open_streams() -> None:
@@ -40,6 +42,12 @@ def report(error: BaseException, *, debug: bool) -> int:
         print(file=sys.stderr)  # the terminal has just echoed ^C
     say(message)
     return code
+
+
+def leave_in_peace() -> None:
+    """Let a further Ctrl-C pass unheard: the process is on its way out and has said why."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def say(message: str) -> None:

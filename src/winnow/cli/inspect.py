@@ -7,7 +7,7 @@ from dataclasses import asdict
 from winnow.cli.failures import say
 from winnow.cli.opening import open_checkpoint
 from winnow.cli.show import quantity, share, show_json, show_pairs, show_table
-from winnow.engine.checkpoint import Checkpoint
+from winnow.engine.checkpoint import Checkpoint, check_finite
 from winnow.engine.config import ModelConfig
 from winnow.engine.sparsity import LowRankPredictor, Plan, find_plan, read_plan
 
@@ -24,10 +24,12 @@ COUNTS = {
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print shapes, sizes and the plan; only config and headers are read, the weights stay on disk."""
+    """Print shapes, sizes and the plan; weights are read only to be checked."""
     checkpoint = open_checkpoint(arguments)
     for note in checkpoint.notes:
         say(note)
+    if arguments.check_tensors:
+        check_finite(checkpoint)
     path = find_plan(checkpoint.directory)
     plan = read_plan(path, checkpoint.config, checkpoint.content_hash()) if path else None
     model = _model(checkpoint)

@@ -1,34 +1,31 @@
 """Opening: models, prompts and texts that the arguments name.   (floor 8 · cli)"""
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from winnow.base.errors import ModelError, ResourceError, UsageError
+from winnow.base.errors import ModelError, UsageError
 from winnow.cli.failures import say
-from winnow.cli.show import quantity
-from winnow.engine.checkpoint import Checkpoint
-from winnow.engine.generate import DTYPES, Engine, bundled, load
+from winnow.engine.checkpoint import Checkpoint, check_finite
+from winnow.engine.generate import Engine, bundled, load
 from winnow.engine.sparsity import windows
 from winnow.engine.sparsity.fidelity import WINDOW_TOKENS
-
-MEMINFO = Path("/proc/meminfo")
 
 
 def open_engine(arguments: argparse.Namespace, plan: str | Path | None, device: str = "cpu") -> Engine:
     """Return the engine for MODEL with `plan`: "auto", a path, or None for dense.
 
-    Raises ResourceError, before a weight is read, when they need more memory than is free.
+    Raises ResourceError, before a weight is read, when they need more memory than is free; with
+    ``--check-tensors`` ModelError for a weight that is NaN or infinite.
     """
     checkpoint = open_checkpoint(arguments)
     for note in checkpoint.notes:
         say(note)
-    n_weights = sum(math.prod(checkpoint.describe(name)[0]) for name in checkpoint.names())
-    check_memory(n_weights * DTYPES[arguments.dtype].itemsize, str(checkpoint.directory))
+    if arguments.check_tensors:
+        check_finite(checkpoint)
     return load(
         arguments.model,
         plan=plan,
@@ -43,24 +40,6 @@ def open_checkpoint(arguments: argparse.Namespace) -> Checkpoint:
     """Return the files of MODEL; left out, those of the bundled pico."""
     model = bundled("pico") if arguments.model is None else arguments.model
     return Checkpoint.open(model, offline=arguments.offline)
-
-
-def check_memory(needed_bytes: int, name: str) -> None:
-    """Raise ResourceError when `name` needs more memory than is free."""
-    free = free_bytes()
-    if free is not None and needed_bytes > free:
-        raise ResourceError(
-            f"{name} needs {quantity(needed_bytes)} of memory, {quantity(free)} are free; "
-            "choose a smaller model, or --dtype bf16."
-        )
-
-
-def free_bytes() -> int | None:
-    """Return the memory that programs may still take, None where the system does not say."""
-    if not MEMINFO.exists():
-        return None
-    table = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
-    return 1024 * int(table["MemAvailable"].split()[0])
 
 
 def read_prompt(prompt: str) -> str:

@@ -61,6 +61,13 @@ def _add_model_options(parser: Parser, dtype: str = "bf16") -> None:
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="default: the processors at hand")
     parser.add_argument("--offline", action="store_true", help="never reach for the network")
+    _add_check_tensors(parser)
+
+
+def _add_check_tensors(parser: Parser) -> None:
+    parser.add_argument(
+        "--check-tensors", action="store_true", help="first read every weight and refuse NaN and infinity"
+    )
 
 
 def _add_json(parser: Parser) -> None:
@@ -159,7 +166,7 @@ def _add_calibrate(parser: Parser) -> None:
         "--lookahead",
         choices=("same-layer", "half-layer", "next-layer"),
         default="same-layer",
-        help="what is looked at: the MLP's own input (default), its attention's, or the MLP's of the layer below",
+        help="from the MLP's own input (default), its attention's, or the MLP's of the layer below",
     )
     _add_limit(parser)
     _add_model_options(parser, "fp32")
@@ -210,6 +217,15 @@ def _add_bench(parser: Parser) -> None:
 
 def _add_inspect(parser: Parser) -> None:
     parser.add_argument("--offline", action="store_true", help="never reach for the network")
+    _add_check_tensors(parser)
+    _add_json(parser)
+
+
+def _add_convert(parser: Parser) -> None:
+    parser.add_argument(
+        "--dtype", choices=("fp32", "fp16", "bf16"), help="cast the weights; default: as they are stored"
+    )
+    parser.add_argument("--offline", action="store_true", help="never reach for the network")
     _add_json(parser)
 
 
@@ -256,16 +272,26 @@ COMMANDS = {
         "make a model's plan: which neurons its tokens need",
         ("[MODEL]",),
         _add_calibrate,
-        "What is finished is kept beside the plan, in PLAN.partial, until the plan is written: the same command "
-        "goes on where it was interrupted.",
+        "What is finished is kept beside the plan, in PLAN.partial, until the plan is written: the same "
+        "command goes on where it was interrupted.",
     ),
     "fidelity": Command("sparse against dense on a text: what the plan loses", ("[MODEL]",), _add_fidelity),
     "perplexity": Command("score a text with every neuron", ("[MODEL]",), _add_perplexity),
     "bench": Command("time dense and sparse side by side", ("[MODEL]",), _add_bench),
     "inspect": Command("say what a checkpoint and its plan hold", ("[MODEL]",), _add_inspect),
+    "convert": Command(
+        "make safetensors of .bin weights, without unpickling",
+        ("SRC", "DST"),
+        _add_convert,
+        "SRC is a directory, or a hub id, with pytorch_model.bin; DST a new or empty directory. Code beside "
+        "the weights is never copied.",
+    ),
     "doctor": Command("say what this machine offers Winnow", (), _add_doctor),
     "train": Command(
-        "train a bundled model from plain-text books", ("RECIPE",), _add_train, "RECIPE is pico or pico-llama."
+        "train a bundled model from plain-text books",
+        ("RECIPE",),
+        _add_train,
+        "RECIPE is pico or pico-llama.",
     ),
 }
 

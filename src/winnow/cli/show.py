@@ -5,6 +5,10 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 
+from winnow.base import room
+
+quantity = room.quantity
+
 
 def show_json(value: Mapping[str, object]) -> None:
     """Print one JSON object on standard output; a number that is not finite becomes null."""
@@ -37,15 +41,6 @@ def show_table(
     console = Console(file=stream, width=None if stream.isatty() else 240, highlight=False)
     console.print(Text(title), soft_wrap=True)
     console.print(table)
-
-
-def quantity(n_bytes: float | int) -> str:
-    """Return a number of bytes with three figures and a unit: 950 B, 12.3 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 999.5:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} TB"
 
 
 def share(value: float | int) -> str:

@@ -5,6 +5,7 @@
     families/       one file per architecture: how its config and tensors are spelled
     checkpoint.py   a model directory or hub id, opened safely
     tokenizer.py    text to token ids and back, streaming included
+    convert/        .bin weights, read without unpickling, written as safetensors
     cache.py        keys and values of the positions computed so far
     model.py        the dense definition, in the order of the act
     sparsity/       predictors, plans, their calibration and their fidelity

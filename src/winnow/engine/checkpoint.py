@@ -2,14 +2,17 @@
 
 A directory holds config.json, safetensors weights (one file, or shards with an index) and a tokenizer.
 Every file is reached through one gate that keeps it inside the directory. Headers are checked by
-safetensors itself. Nothing here unpickles, and code beside the weights is never imported.
+safetensors itself. Nothing here unpickles, and code beside the weights is never imported. Weights of other
+kinds are refused with the reason and the way round.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -25,16 +28,27 @@ from winnow.engine.families import parse_config
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
 GENERATION = "generation_config.json"
-WANTED = ("*.json", "*.safetensors", "merges.txt")
+WANTED = ("*.json", "*.safetensors", "merges.txt", "*.jinja")
+WANTED_PICKLED = ("*.json", "pytorch_model*.bin", "merges.txt", "LICENSE*", "*.jinja", "tokenizer.model")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-SHARD_NAME = re.compile(r"[\w.-]{1,200}\.safetensors")
+SHARD_NAME = re.compile(r"[\w.-]{1,200}")
 MOST_SHARDS = 1000
+LARGEST_INDEX_BYTES = 32 * 2**20
 # Files up to this size enter the content hash whole, larger ones by their header and samples.
 HASHED_WHOLE_BYTES = 64 * 2**20
 SAMPLE_BYTES = 2**12
 N_SAMPLES = 2**12
+LONGEST_SHOWN_PATH = 1000
+GGUF_MARK = b"GGUF"
+# Tensors that only quantised checkpoints hold: GPTQ and AWQ, bitsandbytes, compressed-tensors.
+QUANTISED = re.compile(
+    r"\.(qweight|qzeros|g_idx|SCB|weight_packed|weight_scale|weight_scale_inv)$|\.weight\.(absmax|quant_map|quant_state)"
+)
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+ITEM_BYTES = {name: dtype.itemsize for dtype, name in DTYPE_NAMES.items()}
 # Keys of config.json that say who saved it, not what it is.
 VOLATILE_KEYS = ("_name_or_path", "transformers_version")
 
@@ -51,6 +65,7 @@ class Checkpoint:
         self._paths = _weight_files(directory)
         self._files = {path: _open_safetensors(path) for path in self._paths}
         self._file_of = _index_names(self._files)
+        _refuse_quantised(directory, self._file_of)
         _check_index(directory, {name: path.name for name, path in self._file_of.items()})
 
     @classmethod
@@ -87,6 +102,13 @@ class Checkpoint:
             raise ModelError(
                 f"{path}: {name} cannot be read ({brief(str(error))}). Download it again."
             ) from error
+
+    def memory_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes that loading takes in `dtype`, by the headers: all weights, and one as it is stored."""
+        described = [self.describe(name) for name in self.names()]
+        n_weights = sum(math.prod(shape) for shape, _ in described)
+        stored = [math.prod(shape) * ITEM_BYTES.get(type_name, 8) for shape, type_name in described]
+        return n_weights * dtype.itemsize + max(stored, default=0)
 
     def content_hash(self) -> str:
         """Hex SHA-256 of config and weights: small files whole, others by header and 16 MiB of samples.
@@ -130,10 +152,24 @@ def read_config(directory: Path) -> ModelConfig:
     return _with_generation_ends(config, directory)
 
 
-def find_directory(model: str | Path, *, offline: bool = False) -> Path:
+def check_finite(source: Checkpoint) -> None:
+    """Raise ModelError when a weight is NaN or infinite, naming its tensor; reads every weight once."""
+    for name in source.names():
+        tensor = source.tensor(name)
+        if tensor.dtype not in DTYPE_NAMES:
+            continue
+        n_odd = tensor.numel() - int(torch.isfinite(tensor).sum())
+        if n_odd:
+            raise ModelError(
+                f"{name} has {n_odd} NaN or infinite weights, of {tensor.numel()}. Download it again."
+            )
+
+
+def find_directory(model: str | Path, *, offline: bool = False, wanted: tuple[str, ...] = WANTED) -> Path:
     """Return the directory of a model given by path or hub id; a path that exists wins.
 
-    Raises ModelError when there is none, UsageError for a name that is neither.
+    `wanted` are the patterns of the files that are taken from the hub. Raises ModelError when there is no
+    such model, UsageError for a name that is neither.
     """
     path = Path(model)
     try:
@@ -141,16 +177,29 @@ def find_directory(model: str | Path, *, offline: bool = False) -> Path:
             return path
         is_there = path.exists()
     except (OSError, ValueError) as error:
-        raise UsageError(f"{brief(str(model))} is not a usable path ({brief(str(error))}).") from error
+        raise UsageError(f"{_shown(model)} is not a usable path ({brief(str(error))}).") from error
+    if is_there and path.suffix == ".gguf":
+        raise ModelError(f"{path} is GGUF, which Winnow does not read. Use the model's original safetensors.")
     if is_there:
         raise ModelError(
             f"{path} is a file, expected a model directory. Pass the directory that holds {CONFIG}."
         )
     if not isinstance(model, str) or not HUB_ID.fullmatch(model) or ".." in model:
         raise ModelError(
-            f"{brief(str(model), 200)} is no directory here and no hub id (owner/name). Check the spelling."
+            f"{_shown(model)} is no directory here and no hub id (owner/name). Check the spelling."
         )
-    return _from_hub(model, offline=offline)
+    return _from_hub(model, offline=offline, wanted=wanted)
+
+
+def _shown(model: str | Path) -> str:
+    """Return a name as it was given; of one too long to be read, the whole parts of its end."""
+    text = str(model)
+    if len(text) <= LONGEST_SHOWN_PATH:
+        return repr(text)
+    end = text[-LONGEST_SHOWN_PATH:]
+    if "/" not in end:
+        return f"A name of {len(text)} characters"
+    return f"The path that ends in {end[end.index('/') :]!r}"
 
 
 def contained(directory: Path, name: str) -> Path:
@@ -170,10 +219,10 @@ def contained(directory: Path, name: str) -> Path:
     return path
 
 
-def _from_hub(model: str, *, offline: bool) -> Path:
+def _from_hub(model: str, *, offline: bool, wanted: tuple[str, ...]) -> Path:
     try:
         return Path(
-            huggingface_hub.snapshot_download(model, allow_patterns=list(WANTED), local_files_only=offline)
+            huggingface_hub.snapshot_download(model, allow_patterns=list(wanted), local_files_only=offline)
         )
     except Exception as error:  # the hub, its HTTP client and the file system each raise their own
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -188,27 +237,45 @@ def _weight_files(directory: Path) -> tuple[Path, ...]:
     if (directory / WEIGHTS).exists() or (directory / WEIGHTS).is_symlink():
         return (contained(directory, WEIGHTS),)
     if (directory / INDEX).exists():
-        return tuple(contained(directory, name) for name in sorted(set(_weight_map(directory).values())))
+        return tuple(
+            contained(directory, name)
+            for name in sorted(set(weight_map(directory, INDEX, ".safetensors").values()))
+        )
     found = sorted(path.name for path in directory.iterdir())
+    if PICKLED in found or PICKLED_INDEX in found:
+        raise ModelError(
+            f"{directory} holds pickled weights ({PICKLED}), which can run code when read. "
+            f"Make safetensors of them, without running anything: winnow convert {directory} NEW-DIRECTORY"
+        )
     if any(name.endswith((".bin", ".pt", ".pth")) for name in found):
         raise ModelError(
-            f"{directory} holds pickled weights (.bin), which can run code when read. "
-            "Save them as safetensors first, where you trust them: transformers' save_pretrained does it."
+            f"{directory} holds pickled weights under another name than {PICKLED}. "
+            "Look for the model in Hugging Face's layout, best as safetensors."
         )
     if any(name.endswith(".gguf") for name in found):
-        raise ModelError(f"{directory} holds GGUF weights. Use the model's original safetensors.")
-    raise ModelError(f"{directory} holds neither {WEIGHTS} nor {INDEX}. Download the weights.")
+        raise ModelError(
+            f"{directory} holds GGUF weights, a format of other engines with quantised blocks. "
+            "Use the model's original safetensors."
+        )
+    raise ModelError(
+        f"{directory} holds neither {WEIGHTS} nor {INDEX}. Download the weights; "
+        f"a hub model that has {PICKLED} only: winnow convert OWNER/NAME NEW-DIRECTORY"
+    )
 
 
-def _weight_map(directory: Path) -> dict[str, str]:
-    path = contained(directory, INDEX)
-    table = read_json(path).get("weight_map")
+def weight_map(directory: Path, index: str, suffix: str) -> dict[str, str]:
+    """Return which file holds which tensor, from the index file called `index`.
+
+    Raises ModelError unless every file is a plain name that ends in `suffix`, and for too many of them.
+    """
+    path = contained(directory, index)
+    table = read_json(path, largest_bytes=LARGEST_INDEX_BYTES).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise ModelError(f"{path}: weight_map is {brief(table)}, expected tensor names and their files.")
     for shard in table.values():
-        if not isinstance(shard, str) or not SHARD_NAME.fullmatch(shard):
+        if not isinstance(shard, str) or not SHARD_NAME.fullmatch(shard) or not shard.endswith(suffix):
             raise ModelError(
-                f"{path} names the file {brief(shard)}, expected a plain name ending in .safetensors."
+                f"{path} names the file {brief(shard)}, expected a plain name ending in {suffix}."
             )
     n_shards = len(set(table.values()))
     if n_shards > MOST_SHARDS:
@@ -216,11 +283,20 @@ def _weight_map(directory: Path) -> dict[str, str]:
     return table
 
 
+def _refuse_quantised(directory: Path, names: Iterable[str]) -> None:
+    found = next((name for name in names if QUANTISED.search(name)), None)
+    if found is not None:
+        raise ModelError(
+            f"{directory} holds {brief(found)}: its weights are quantised by another tool, Winnow reads "
+            "plain floats. Use the unquantised checkpoint of this model."
+        )
+
+
 def _check_index(directory: Path, found: dict[str, str]) -> None:
     """Raise ModelError when the index, where it rules, and the shards' headers disagree."""
     if (directory / WEIGHTS).exists():
         return
-    table = _weight_map(directory)
+    table = weight_map(directory, INDEX, ".safetensors")
     astray = sorted(name for name in table.keys() | found.keys() if table.get(name) != found.get(name))
     if astray:
         name = astray[0]
@@ -230,11 +306,27 @@ def _check_index(directory: Path, found: dict[str, str]) -> None:
         )
 
 
+@contextmanager
+def openable(path: Path) -> Iterator[str]:
+    """Yield a name under which compiled code can open `path`, even where the path's bytes are no UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield f"/proc/self/fd/{file.fileno()}"
+    else:
+        yield str(path)
+
+
 def _open_safetensors(path: Path):
     try:
         with path.open("rb") as file:
-            refuse_lfs_pointer(path, file.read(64))
-        return safe_open(path, framework="pt", device="cpu")
+            head = file.read(64)
+        refuse_lfs_pointer(path, head)
+        if head.startswith(GGUF_MARK):
+            raise ModelError(f"{path} is GGUF under another name. Use the model's original safetensors.")
+        with openable(path) as name:
+            return safe_open(name, framework="pt", device="cpu")
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror or error}). Download it again.") from error
     except SafetensorError as error:

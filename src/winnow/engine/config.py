@@ -2,6 +2,7 @@
 
 import json
 import math
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -11,8 +12,11 @@ from winnow.kernels import Activation
 
 LARGEST_WIDTH = 2**20
 LARGEST_COUNT = 2**24
-LARGEST_JSON_BYTES = 64 * 2**20
+LARGEST_JSON_BYTES = 4 * 2**20
 LFS_MARK = b"version https://git-lfs.github.com/spec/"
+
+_SHORT = reprlib.Repr()
+_SHORT.maxother = _SHORT.maxlong = 200
 
 
 @final
@@ -146,8 +150,11 @@ class Fields:
 
 
 def brief(value: object, limit: int = 60) -> str:
-    """One line of at most `limit` characters that shows a value found in a file or a name that was given."""
-    text = repr(value)
+    """One line of at most `limit` characters that shows a value found in a file or a name that was given.
+
+    Costs the line, not the value: a text of gigabytes and a list without end are looked at where they begin.
+    """
+    text = repr(value[: limit + 1]) if isinstance(value, str) else _SHORT.repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 

@@ -11,7 +11,8 @@ from typing import final
 import numpy as np
 import torch
 
-from winnow.base.errors import ResourceError, UsageError
+from winnow.base.errors import ModelError, ResourceError, UsageError
+from winnow.base.room import check_memory
 from winnow.engine.cache import KvCache
 from winnow.engine.checkpoint import Checkpoint
 from winnow.engine.decode import DecodeCounts, Decoder
@@ -23,6 +24,8 @@ from winnow.engine.tokenizer import StreamDecoder, Tokenizer
 from winnow.engine.weights import Weights
 from winnow.kernels import open_cpu
 
+# Per position. No tokenizer packs text this densely, and a text beyond it takes seconds to cut into tokens.
+MOST_CHARACTERS = 1024
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -216,8 +219,13 @@ class Engine:
         return self._run(ids, options, session or Session(self.weights))
 
     def _prompt_ids(self, prompt: str | Sequence[int], options: GenerateOptions) -> list[int]:
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         config = self.weights.config
+        if isinstance(prompt, str) and len(prompt) > MOST_CHARACTERS * config.n_positions:
+            raise UsageError(
+                f"The prompt has {len(prompt)} characters, the model {config.n_positions} positions; "
+                "shorten it."
+            )
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise UsageError("The prompt holds no tokens; expected at least one. Give some text.")
         wrong = [i for i in ids if not 0 <= i < config.vocab_size]
@@ -265,8 +273,10 @@ class Engine:
 
     def _pick(self, logits: np.ndarray, options: GenerateOptions, step: int, history: list[int]) -> int:
         logits[self.tokenizer.vocab_size :] = -np.inf  # rows of the embedding that no token uses
-        if not np.isfinite(logits[: self.tokenizer.vocab_size]).any():
-            raise ResourceError("The model's output is not a number; its weights hold NaN or infinity.")
+        if not np.isfinite(logits[: self.tokenizer.vocab_size].max()):  # the largest is NaN if any is
+            raise ModelError(
+                "The model's output holds NaN or infinity, so do its weights; --check-tensors says where."
+            )
         return pick(logits, options.sampling, step, history)
 
     def _stats(
@@ -344,7 +354,8 @@ def load(
 
     `plan`: "auto" takes ``winnow-plan.safetensors`` beside the weights if it is there; a path names another;
     None runs dense. `dtype` is "bf16" or "fp32". `threads` defaults to the processors this process may use.
-    Raises ModelError for a missing or broken model or plan, ResourceError for a device this machine lacks.
+    Raises ModelError for a missing or broken model or plan, ResourceError for a device this machine lacks
+    and, before a weight is read, for more memory than is free.
     """
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
@@ -354,13 +365,15 @@ def load(
     if n_threads < 1:
         raise UsageError(f"threads is {n_threads}; expected at least 1.")
     checkpoint = Checkpoint.open(bundled("pico") if path is None else path, offline=offline)
-    weights = load_weights(checkpoint, DTYPES[dtype])
     tokenizer = Tokenizer.open(checkpoint.directory)
-    tokenizer.check_fits(weights.config.vocab_size)
+    tokenizer.check_fits(checkpoint.config.vocab_size)
     plan_path = find_plan(checkpoint.directory) if plan == "auto" else plan
     opened = None
     if plan_path:
-        opened = open_plan(Path(plan_path), weights.config, checkpoint.content_hash(), dtype)
+        opened = open_plan(Path(plan_path), checkpoint.config, checkpoint.content_hash(), dtype)
+    # Last, as it is the longest: what is small has been found good by now.
+    check_memory(checkpoint.memory_bytes(DTYPES[dtype]), str(checkpoint.directory))
+    weights = load_weights(checkpoint, DTYPES[dtype])
     return Engine(weights, tokenizer, opened, n_threads)
 
 

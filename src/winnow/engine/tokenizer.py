@@ -1,11 +1,15 @@
 """Tokenizer: text to token ids and back, from a model directory.   (floor 5 · engine)
 
 Either tokenizer.json, or vocab.json with merges.txt: GPT-2's byte-level BPE, as OPT ships it. The
-tokenizers library is compiled code that can panic on crafted files, past `except Exception`; every call
-into it goes through one guard.
+tokenizers library is compiled code that can panic on crafted files, past `except Exception`, and prints a
+page about it; every call into it goes through one guard, and those that may meet something new keep the
+page back.
 """
 
-from collections.abc import Callable, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -13,15 +17,18 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 from winnow.base.errors import ModelError, UsageError, WinnowError
-from winnow.engine.checkpoint import contained
+from winnow.engine.checkpoint import contained, openable
 from winnow.engine.config import Fields, brief, read_json
 
-LARGEST_TOKENIZER_BYTES = 256 * 2**20
+LARGEST_TOKENIZER_BYTES = 64 * 2**20
 BYTE_LEVEL_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 OPT_BOS = "</s>"
 MOST_HELD_BACK = 3  # a character has at most four bytes, so three can be waiting for the last
 REPLACEMENT = "\ufffd"
+# Written with the characters that normalisers and splitters treat apart.
+TRIED = ("a", " Bü日本語 😀\n\t12-x.", "")
+STDERR = 2
 
 T = TypeVar("T")
 
@@ -80,7 +87,7 @@ class Tokenizer:
                 f"The text holds {error.object[error.start]!r} at position {error.start}, which has no UTF-8."
             ) from error
         return _guarded(
-            lambda: self._inner.encode(text, add_special_tokens=special).ids,
+            lambda: _quietly(lambda: self._inner.encode(text, add_special_tokens=special).ids),
             lambda reason: ModelError(f"{self._where} cannot encode this text ({reason})."),
         )
 
@@ -147,17 +154,28 @@ def _from_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
             f"{path}: model is {brief(raw.get('model'))}, expected an object. Download it again."
         )
     return _guarded(
-        lambda: _tried(tokenizers.Tokenizer.from_file(str(path))),
+        lambda: _quietly(lambda: _tried(_opened(path))),
         lambda reason: ModelError(f"{path} is broken ({reason}). Download it again."),
     )
 
 
+def _opened(path: Path) -> tokenizers.Tokenizer:
+    with openable(path) as name:
+        return tokenizers.Tokenizer.from_file(name)
+
+
+def _merging(vocab: Path, merges: Path) -> models.BPE:
+    with openable(vocab) as vocab_name, openable(merges) as merges_name:
+        return models.BPE.from_file(vocab_name, merges_name)
+
+
 def _tried(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """Encode and decode a letter, since some broken files load and fail only when used."""
+    """Encode and decode short texts, since some broken files load and fail only when used."""
     # What is cut off or filled up for training batches must not be for prompts.
     inner.no_truncation()
     inner.no_padding()
-    inner.decode(inner.encode("a").ids)
+    for text in TRIED:
+        inner.decode(inner.encode(text).ids)
     return inner
 
 
@@ -179,7 +197,7 @@ def _from_vocabulary(directory: Path) -> tokenizers.Tokenizer:
             "Convert it once with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
         )
     inner = _guarded(
-        lambda: tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges))),
+        lambda: _quietly(lambda: tokenizers.Tokenizer(_merging(vocab, merges))),
         lambda reason: ModelError(f"{merges} does not go with {vocab.name} ({reason}). Download both again."),
     )
     fields = Fields(settings, str(directory / "tokenizer_config.json"))
@@ -221,3 +239,40 @@ def _guarded(call: Callable[[], T], to_error: Callable[[str], WinnowError]) -> T
         raise
     except BaseException as error:  # a panic derives from BaseException only
         raise to_error(brief(str(error))) from error
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _quietly(call: Callable[[], T]) -> T:
+    """Return ``call()``; what it writes to standard error is written out at its end, unless it fails.
+
+    A panic prints its trace there before it can be caught. Costs some 20 microseconds, too much for every
+    token's decoding. Other threads that reach for standard error meanwhile wait for their lines, and lose
+    them only to a failure.
+    """
+    with _ONE_AT_A_TIME, _held_back():
+        return call()
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    try:
+        real = os.dup(STDERR)
+    except OSError:  # closed: there is nothing to keep clean
+        yield
+        return
+    aside = os.memfd_create("stderr")
+    os.dup2(aside, STDERR)
+    try:
+        yield
+    except BaseException:
+        os.truncate(aside, 0)
+        raise
+    finally:
+        os.dup2(real, STDERR)
+        size = os.fstat(aside).st_size
+        if size:
+            os.write(real, os.pread(aside, size, 0))
+        os.close(aside)
+        os.close(real)

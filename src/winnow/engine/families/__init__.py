@@ -34,8 +34,12 @@ def parse_config(raw: dict[str, Any], where: str = "config.json") -> ModelConfig
     """
     fields = Fields(raw, where)
     family = _FAMILIES[fields.choice("model_type", None, MODEL_TYPES)]
-    if fields.has("quantization_config"):
-        raise ModelError(f"{where} has a quantization_config. Use the unquantised checkpoint of this model.")
+    for key in ("quantization_config", "compression_config"):
+        if fields.has(key):
+            raise ModelError(
+                f"{where} has a {key}: its weights are quantised by another tool, Winnow reads plain floats. "
+                "Use the unquantised checkpoint of this model."
+            )
     return family.parse(fields)
 
 

@@ -175,7 +175,7 @@ def _contents(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
             said = _header(path, file.metadata() or {})
             return said, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise ModelError(f"{path} is not a plan: {error}. Calibrate the model again.") from None
+        raise ModelError(f"{path} is not a plan: {brief(str(error), 200)}. Calibrate it again.") from None
 
 
 def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, object]:
