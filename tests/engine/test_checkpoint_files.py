@@ -1,12 +1,15 @@
-"""Broken, foreign and escaping files: each is refused in one line; and where a model is looked for."""
+"""Foreign and escaping files are refused in one line; and where a model is looked for.
+
+Broken ones are met through the command line, in tests/broken.
+"""
 
 import json
-import struct
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 
+from tests.broken.files import header
 from tests.engine.opt_files import (
     INDEX,
     NORM,
@@ -21,62 +24,15 @@ from tests.engine.opt_files import (
 from winnow.base.errors import UsageError, WinnowError
 from winnow.engine import Checkpoint, find_directory, parse_config
 
-# Broken files
-
-
-def header(entries: dict) -> bytes:
-    text = json.dumps(entries).encode()
-    return struct.pack("<Q", len(text)) + text
-
-
-ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-MALFORMED = {
-    "empty": b"",
-    "seven-bytes": b"\x01" * 7,
-    "huge-header": struct.pack("<Q", 2**63) + b"{}",
-    "header-beyond-file": struct.pack("<Q", 1000) + b"{}",
-    "no-json": struct.pack("<Q", 4) + b"abcd",
-    "list-header": struct.pack("<Q", 2) + b"[]",
-    "not-utf8": struct.pack("<Q", 4) + b"\xff\xfe\xfd\xfc",
-    "unknown-type": header({"a": {**ENTRY, "dtype": "F99"}}) + bytes(8),
-    "truncated": header({"a": ENTRY}) + bytes(5),
-    "trailing": header({"a": ENTRY}) + bytes(12),
-    "overlap": header({"a": ENTRY, "b": {**ENTRY, "data_offsets": [4, 12]}}) + bytes(12),
-    "hole": header({"a": ENTRY, "b": {**ENTRY, "data_offsets": [12, 20]}}) + bytes(20),
-    "shape-lies": header({"a": {**ENTRY, "shape": [3]}}) + bytes(8),
-    "shape-overflows": header({"a": {**ENTRY, "shape": [2**40, 2**40]}}) + bytes(8),
-    "negative-shape": header({"a": {**ENTRY, "shape": [-2]}}) + bytes(8),
-    "backwards": header({"a": {**ENTRY, "data_offsets": [8, 0]}}) + bytes(8),
-}
-
-
-@pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
-def test_a_malformed_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(OPT))
-    (tmp_path / "model.safetensors").write_bytes(content)
-    message = refused(lambda: load(tmp_path))
-    assert "model.safetensors is broken" in message and "Download it again" in message
-
-
-def test_a_download_cut_short_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, random_tensors()) / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    assert "Download it again" in refused(lambda: Checkpoint.open(tmp_path))
-
-
-def test_a_pointer_instead_of_weights_names_git_lfs(tmp_path: Path) -> None:
-    write(tmp_path, random_tensors())
-    (tmp_path / "model.safetensors").write_text(
-        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
-    )
-    assert "git lfs pull" in refused(lambda: Checkpoint.open(tmp_path))
+# Formats
 
 
 @pytest.mark.parametrize(
     ("file", "named"),
     [
-        ("pytorch_model.bin", "Save them as safetensors first"),
-        ("consolidated.00.pth", "Save them as safetensors first"),
+        ("pytorch_model.bin", "winnow convert "),
+        ("pytorch_model.bin.index.json", "winnow convert "),
+        ("consolidated.00.pth", "another name than pytorch_model.bin"),
         ("model.Q4_K_M.gguf", "Use the model's original safetensors"),
         ("readme.txt", "Download the weights"),
     ],

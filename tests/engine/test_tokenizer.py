@@ -1,6 +1,7 @@
 """Tokenizers: both file layouts, panics contained, and streams that never show half a character."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from transformers import GPT2Tokenizer
 from winnow.base.errors import ModelError, UsageError
 from winnow.base.rng import generator
 from winnow.engine import StreamDecoder, Tokenizer
-from winnow.engine.tokenizer import _guarded
+from winnow.engine.tokenizer import _guarded, _quietly
 
 TEXT = "The heavy grain falls, the light chaff flies. 12 naïve cafés, 3 日本語 and 4 😀 emoji!\n" * 4
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -145,51 +146,37 @@ def refused(directory: Path) -> str:
     return message
 
 
-def crafted(**parts: object) -> dict:
-    """A tokenizer.json that loads, but for `parts`."""
-    model = {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}
-    return {"version": "1.0", "added_tokens": [], "model": model, **parts}
-
-
-TEMPLATE = {
-    "type": "TemplateProcessing",
-    "single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-    "special_tokens": {},
-}
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        {},
-        {"model": None},
-        {"model": "BPE"},
-        crafted(model={"type": "Magic"}),
-        crafted(model={"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}),
-        crafted(model={"type": "BPE", "vocab": {"a": -1}, "merges": []}),
-        crafted(normalizer={"type": "Precompiled", "precompiled_charsmap": None}),
-        crafted(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
-        crafted(normalizer={"type": "Precompiled", "precompiled_charsmap": "/////w=="}),
-        crafted(post_processor=TEMPLATE),
-        crafted(model={"type": "BPE", "vocab": {}, "merges": []}),
-    ],
-    ids=[
-        "empty", "null-model", "text-model", "unknown-model", "merge-unknown", "negative-id",
-        "precompiled-null", "precompiled-zero", "precompiled-long", "template", "no-tokens",
-    ],
-)  # fmt: skip
-def test_a_crafted_tokenizer_json_is_refused(tmp_path: Path, raw: dict) -> None:
-    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
-    assert "tokenizer.json" in refused(tmp_path)
-
-
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\xff", b"[]", b"version https://git-lfs.github.com/spec/v1\n"]
 )
 def test_a_tokenizer_json_that_is_no_object_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     assert "tokenizer.json" in refused(tmp_path)
+
+
+def test_a_panic_prints_nothing_and_other_words_come_through(
+    opt: Tokenizer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    strips = tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    strips.pre_tokenizer = pre_tokenizers.FixedLength(length=0)
+    with pytest.raises(ModelError, match="chunk size must be non-zero"):
+        Tokenizer(strips, "tokenizer.json").encode("a")
+    assert capfd.readouterr().err == ""
+    assert _quietly(lambda: os.write(2, b"a warning\n")) == 10
+    assert capfd.readouterr().err == "a warning\n"
+
+
+def test_a_closed_standard_error_is_left_closed(opt: Tokenizer) -> None:
+    kept = os.dup(2)
+    os.close(2)
+    try:
+        ids = opt.encode("grain")
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.write(2, b"x")
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+    assert ids == opt.encode("grain")
 
 
 def test_a_panic_becomes_an_error_and_an_interrupt_does_not() -> None:
