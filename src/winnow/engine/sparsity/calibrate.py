@@ -27,7 +27,15 @@ from torch import Tensor
 from winnow.base.errors import UsageError
 from winnow.base.progress import Progress
 from winnow.engine.sparsity.finetune import Effort, tuned, tuned_choices
-from winnow.engine.sparsity.frontier import Choice, Kind, frontier, held_out, labelled, mlp_bytes
+from winnow.engine.sparsity.frontier import (
+    Choice,
+    Kind,
+    dense_choice,
+    frontier,
+    held_out,
+    labelled,
+    mlp_bytes,
+)
 from winnow.engine.sparsity.heldout import HeldOut, Measured
 from winnow.engine.sparsity.observe import LayerInputs, Observer
 from winnow.engine.sparsity.plan import Plan, Provenance
@@ -44,6 +52,7 @@ NEAR_ENOUGH = 0.93  # a verified plan that uses so much of what it may is not im
 PROBES = 4  # plans verified; twice as many when none of them holds
 SAMPLE_NUMBERS = 2**24  # of a layer's sample, rows times width
 LEAST_SAMPLE_ROWS = 1024
+LABEL_ROWS = 256  # looked at to see whether a layer's neurons ever, or always, fire
 EFFORT = Effort()
 VALIDATION_TOKENS = 32_768  # more hold no surprises worth their time
 WEIGHING_SHARE = 0.3  # of the tokens read by observing, spent on weighing all layers together
@@ -231,9 +240,12 @@ class _Calibration:
             name = f"fit-{index:03d}"
             stage = self.stages.load(name)
             if stage is None:
-                few = torch.arange(inputs.n_sampled) < 256
-                _warn(label_warnings(index, layer, labelled(layer, inputs, few).energy))
-                fits.append(frontier(layer, inputs, forms, self.options.lookahead))
+                few = torch.arange(inputs.n_sampled) < LABEL_ROWS
+                odd = label_warnings(index, layer, labelled(layer, inputs, few).energy)
+                _warn(odd)
+                fits.append(
+                    (dense_choice(layer),) if odd else frontier(layer, inputs, forms, self.options.lookahead)
+                )
                 self.stages.save(name, *packed(fits[-1]))
             else:
                 fits.append(unpacked(stage))

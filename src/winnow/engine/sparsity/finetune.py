@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from winnow.base.rng import generator
 from winnow.engine.sparsity.frontier import (
@@ -59,24 +58,23 @@ def tuned(
     `worth` is how many records may be read to keep one unit of squared contribution. Equal arguments give
     equal bits. Costs `effort.flops`, and a product of all rows with the factors for the biases.
     """
-    down, up, bias = _in_logits(start, rows, worth)
+    down, up, bias = (t.clone() for t in _in_logits(start, rows, worth))
     sizes = [t.square().mean().sqrt().item() for t in (down, up)]
     rates = [RATE * max(sizes[0], 1e-12), RATE * max(sizes[1], 1e-12), RATE]
     draws = generator(seed)
-    factors = [t.detach().clone().requires_grad_() for t in (down, up, bias)]
-    optimiser = torch.optim.Adam([{"params": [t]} for t in factors], betas=(0.9, 0.99))
+    optimiser = torch.optim.Adam([{"params": [t]} for t in (down, up, bias)], betas=(0.9, 0.99))
     for step in range(effort.steps):
         fading = 0.5 * (1 + math.cos(math.pi * step / effort.steps))
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * fading
         batch = torch.randint(len(rows.view), (min(effort.rows, len(rows.view)),), generator=draws)
-        scores = (rows.view[batch] @ factors[0].T) @ factors[1].T + factors[2]
-        missed = worth * rows.energy[batch]
-        loss = (softplus(scores) + missed * softplus(-scores)).mean()
-        optimiser.zero_grad()
-        loss.backward()
+        view, missed = rows.view[batch], worth * rows.energy[batch]
+        hidden = view @ down.T
+        chance = torch.sigmoid(hidden @ up.T + bias)
+        # The loss's derivative by the scores; written out, a step takes a third of what autograd takes.
+        slope = (chance * (1 + missed)).sub_(missed).div_(chance.numel())
+        down.grad, up.grad, bias.grad = (slope @ up).T @ view, slope.T @ hidden, slope.sum(0)
         optimiser.step()
-    down, up, bias = (t.detach() for t in factors)
     rounded = replace(
         start, down=QuantisedMatrix.of(down), up=QuantisedMatrix.of(up), bias=bias, kind="low-rank"
     )

@@ -99,12 +99,17 @@ def frontier(
     fitted = ~held
     fitted[fitted.nonzero().flatten()[SPREAD_ROWS:]] = False
     seen, judged = labelled(layer, inputs, fitted), labelled(layer, inputs, held)
-    found = [Choice(None, 1.0, mlp_bytes(layer.mlp), 0.0)]
+    found = [dense_choice(layer)]
     if "gate" in kinds and layer.mlp.is_gated:
         found += _gate_choices(layer, seen, judged)
     if "svd" in kinds:
         found += _svd_choices(layer, inputs, seen, judged, lookahead)
     return tuple(found)
+
+
+def dense_choice(layer: Layer) -> Choice:
+    """Return the setting that computes every neuron."""
+    return Choice(None, 1.0, mlp_bytes(layer.mlp), 0.0)
 
 
 def mlp_bytes(records: NeuronRecords) -> int:
