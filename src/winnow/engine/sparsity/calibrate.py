@@ -286,14 +286,14 @@ class _Calibration:
 
         What is fitted are the ranks that read the least at the exchange rate which the closed forms ask.
         """
-        rate = self._ladders(fits, prices).choose(AIM * MARGIN * self.options.target_kld).rate
+        at = self._ladders(fits, prices).choose(AIM * MARGIN * self.options.target_kld)
         self.show("tuning predictors", len(fits))
         found = []
         for index, (choices, price) in enumerate(zip(fits, prices, strict=True)):
             name = f"tuned-{index:03d}"
             stage = self.stages.load(name)
             if stage is None:
-                made = self._tuned(index, choices, rate * price, seen[index])
+                made = self._tuned(index, _starts(choices, at, price), at.rate * price, seen[index])
                 self.stages.save(name, *packed(made))
             else:
                 made = unpacked(stage)
@@ -303,26 +303,22 @@ class _Calibration:
         return found
 
     def _tuned(
-        self, index: int, choices: Sequence[Choice], worth_bytes: float, inputs: LayerInputs
+        self, index: int, starts: Sequence[LowRankPredictor], worth_bytes: float, inputs: LayerInputs
     ) -> list[Choice]:
-        """Fit the most promising ranks of one layer; `worth_bytes` is what a unit of its loss may cost."""
+        """Fit the predictors of one layer; `worth_bytes` is what a unit of its loss may cost."""
         layer, effort = self.weights.layers[index], self.options.effort
-        starts: dict[int, Choice] = {}
-        for each in sorted(choices, key=lambda c: c.n_bytes + worth_bytes * c.loss):
-            if isinstance(each.predictor, LowRankPredictor):
-                starts.setdefault(each.predictor.rank, each)
         if not starts or worth_bytes <= 0:
             return []
         held = held_out(inputs.n_sampled)
         fitted, judged = labelled(layer, inputs, ~held), labelled(layer, inputs, held)
         spent, made = 0.0, []
-        for rank, start in starts.items():
-            spent += effort.flops(rank, layer.mlp.width, layer.mlp.n_neurons) * len(self.weights.layers)
-            if (made and spent > TUNING_FLOPS) or len(made) == TUNED_RANKS:
+        for start in starts:
+            flops = effort.flops(start.rank, layer.mlp.width, layer.mlp.n_neurons)
+            spent += flops * len(self.weights.layers)
+            if made and spent > TUNING_FLOPS:
                 break
-            assert isinstance(start.predictor, LowRankPredictor)
             worth = worth_bytes * layer.mlp.n_neurons / mlp_bytes(layer.mlp)
-            made.append(tuned(start.predictor, fitted, worth, effort, seed=index))
+            made.append(tuned(start, fitted, worth, effort, seed=index))
         return [choice for predictor in made for choice in tuned_choices(layer, predictor, judged)]
 
     def _ladders(self, fits: Sequence[Sequence[Choice]], prices: Sequence[float]) -> Ladders:
@@ -358,6 +354,21 @@ class _Calibration:
             chosen = ladders.choose(0.0)
             best = chosen, held.measure([c.predictor for c in chosen.choices])
         return best
+
+
+def _starts(choices: Sequence[Choice], at: Chosen, price: float) -> list[LowRankPredictor]:
+    """Return what to fit further in one layer: the rank that reads the least, and the best of the lower ones.
+
+    Predictors count at the surcharge that kept the closed forms within their share: fitted ones of other
+    ranks would not fit beside each other. The lower rank is there since a fitted predictor needs less of it.
+    """
+    found: list[LowRankPredictor] = []
+    surcharge, rate = at.surcharge, at.rate * price
+    for each in sorted(choices, key=lambda c: c.n_bytes + surcharge * c.predictor_bytes + rate * c.loss):
+        start = each.predictor
+        if isinstance(start, LowRankPredictor) and (not found or start.rank < found[-1].rank):
+            found.append(start)
+    return found[:TUNED_RANKS]
 
 
 def _typical(choices: Sequence[Choice]) -> Choice:

@@ -12,10 +12,14 @@ SURCHARGES = (*(0.1 * i for i in range(30)), 5.0, 10.0, 100.0)  # on predictor b
 
 @dataclass(frozen=True)
 class Chosen:
-    """One setting per layer, and the exchange rate at which they were chosen, in bytes per nat."""
+    """One setting per layer, and what they were chosen at.
+
+    `rate` is in bytes per nat, `surcharge` is what a byte of predictor counted beyond itself.
+    """
 
     choices: tuple[Choice, ...]
     rate: float
+    surcharge: float
 
     @property
     def n_bytes(self) -> float:
@@ -70,7 +74,7 @@ class Ladders:
             else:
                 low = middle
         chosen = tuple(choices[i] for choices, i in zip(self.layers, places, strict=True))
-        return Chosen(chosen, high)
+        return Chosen(chosen, high, float(surcharge))
 
     def _at(self, costs: Sequence[np.ndarray], rate: float) -> list[int]:
         return [
