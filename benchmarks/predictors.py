@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from benchmarks.recorded import BOOK, THREADS, machine, record
@@ -21,6 +22,7 @@ from winnow.engine.sparsity import CalibrationOptions, Lookahead, Plan, calibrat
 from winnow.engine.sparsity.frontier import bytes_read, mlp_bytes
 from winnow.engine.sparsity.heldout import HeldOut
 
+Asked = Literal["svd", "low-rank", "gate", "auto"]
 TARGETS = (0.0004, 0.001, 0.005, 0.02)
 CHARACTERS = 1500  # from the middle of each second book
 JUDGED_WINDOWS = 32  # of the unseen book, evenly spread
@@ -46,9 +48,10 @@ def unseen(engine: Engine) -> HeldOut:
     return HeldOut(engine.weights, cut[:: max(len(cut) // JUDGED_WINDOWS, 1)], lambda done: None)
 
 
-def settings(is_gated: bool) -> list[tuple[str, Lookahead]]:
+def settings(is_gated: bool) -> Sequence[tuple[Asked, Lookahead]]:
     """Return the kinds and modes that this model can have."""
-    found = list(itertools.product(("svd", "low-rank"), Lookahead))
+    ungated: tuple[Asked, ...] = ("svd", "low-rank")
+    found = list(itertools.product(ungated, Lookahead))
     return [*found, ("gate", Lookahead.SAME), ("auto", Lookahead.SAME)] if is_gated else found
 
 
