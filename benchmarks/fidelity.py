@@ -1,23 +1,25 @@
-"""Fidelity: pico with its shipped plan against pico dense, on the whole of a book that neither has seen.
+"""Fidelity: the bundled models with their shipped plans against themselves dense, on a book not seen before.
 
 Twice: in exact arithmetic, where nothing but the neurons left out differs, and decoded token by token through
 the kernels in bfloat16, as `winnow generate` does.
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 from benchmarks.recorded import BOOK, THREADS, machine, record, winnow_json
 
 from winnow.engine import Engine, KvCache, load
+from winnow.engine.checkpoint import bundled
 from winnow.engine.sparsity import windows
 from winnow.engine.sparsity.fidelity import divergence
 
 
-def decoded() -> dict:
+def decoded(model: Path) -> dict:
     """Return the row of bfloat16 decoding by the kernels, every token decoded."""
-    sparse, dense = load(threads=THREADS), load(threads=THREADS, plan=None)
+    sparse, dense = load(model, threads=THREADS), load(model, threads=THREADS, plan=None)
     ids = sparse.tokenizer.encode(BOOK.read_text(encoding="utf-8"), special=False)
     nats, same, surprise = [], [], []
     density = 0.0
@@ -54,15 +56,19 @@ def _surprise(scores: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    """Write pico-fidelity.json."""
-    exact = winnow_json("fidelity", "--text", BOOK)
-    result = {
-        "machine": machine(),
-        "rows": [{"arithmetic": "exact", **exact}, decoded()],
-        "perplexity": winnow_json("perplexity", "--text", BOOK),
-        "inspect": winnow_json("inspect"),
-    }
-    record("pico-fidelity", result)
+    """Write pico-fidelity.json and pico-llama-fidelity.json."""
+    for name in ("pico", "pico-llama"):
+        model = bundled(name)
+        result = {
+            "machine": machine(),
+            "rows": [
+                {"arithmetic": "exact", **winnow_json("fidelity", model, "--text", BOOK)},
+                decoded(model),
+            ],
+            "perplexity": winnow_json("perplexity", model, "--text", BOOK),
+            "inspect": {**winnow_json("inspect", model), "directory": name},
+        }
+        record(f"{name}-fidelity", result)
 
 
 if __name__ == "__main__":

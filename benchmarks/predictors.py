@@ -17,7 +17,8 @@ import torch
 from benchmarks.recorded import BOOK, THREADS, machine, record
 
 from winnow.engine import Engine, load
-from winnow.engine.generate import bundled, torch_threads
+from winnow.engine.checkpoint import bundled
+from winnow.engine.generate import torch_threads
 from winnow.engine.sparsity import CalibrationOptions, Lookahead, Plan, calibrate, windows
 from winnow.engine.sparsity.frontier import bytes_read, mlp_bytes
 from winnow.engine.sparsity.heldout import HeldOut

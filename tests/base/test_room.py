@@ -81,9 +81,7 @@ def test_what_fits_passes(machine: Path) -> None:
 
 def test_a_disk_is_asked_though_the_place_is_not_there_yet(tmp_path: Path) -> None:
     check_disk(1, tmp_path / "a/b/c")
-    with pytest.raises(
-        ResourceError, match=r"a/b/c needs 1\.21e\+12 TB of disk, .* are free there"
-    ):
+    with pytest.raises(ResourceError, match=r"a/b/c needs 1\.21e\+12 TB of disk, .* are free there"):
         check_disk(2**80, tmp_path / "a/b/c")
 
 

@@ -100,7 +100,7 @@ def _overview(commands: Mapping[str, Command]) -> str:
             "commands:",
             *rows,
             "",
-            "MODEL is a checkpoint directory or a hub id; left out, it is the bundled pico.",
+            "MODEL is a checkpoint directory, a hub id, or a bundled model: pico (left out) or pico-llama.",
             "winnow COMMAND --help lists a command's options; winnow --version says which Winnow this is.",
             "",
             '  winnow generate "Once upon a time" --max-tokens 64 --explain',

@@ -10,7 +10,7 @@ from torch import Tensor
 from winnow.base.errors import ModelError, UsageError
 from winnow.cli.failures import say
 from winnow.engine.checkpoint import Checkpoint, check_finite
-from winnow.engine.generate import Engine, bundled, load
+from winnow.engine.generate import Engine, load
 from winnow.engine.sparsity import windows
 from winnow.engine.sparsity.fidelity import WINDOW_TOKENS
 
@@ -38,7 +38,7 @@ def open_engine(arguments: argparse.Namespace, plan: str | Path | None, device: 
 
 def open_checkpoint(arguments: argparse.Namespace) -> Checkpoint:
     """Return the files of MODEL; left out, those of the bundled pico."""
-    model = bundled("pico") if arguments.model is None else arguments.model
+    model = "pico" if arguments.model is None else arguments.model
     return Checkpoint.open(model, offline=arguments.offline)
 
 

@@ -203,9 +203,9 @@ def _add_bench(parser: Parser) -> None:
     add(
         "--shape",
         metavar="NAME",
-        help="instead of MODEL, a random one of a known shape: opt-1.3b, opt-6.7b, ...",
+        help="instead of MODEL, a random one of a known shape: opt-1.3b, llama-1b, ...",
     )
-    add("--density", type=_real, default=0.1, metavar="SHARE", help="with --shape: neurons that fire (0.1)")
+    add("--density", type=_real, default=0.1, metavar="SHARE", help="with --shape: neurons computed (0.1)")
     add("--text", type=Path, metavar="FILE", help="with MODEL: the prompt is the beginning of this text")
     add("--against", type=_engines, default=(), metavar="ENGINES", help="hf: the same model in transformers")
     add("--prompt-tokens", type=_positive, default=128, metavar="N", help="length of the prompt (128)")

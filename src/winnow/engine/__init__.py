@@ -20,10 +20,10 @@ A checkpoint is opened, loaded and run in that order; `model.py` defines what al
 """
 
 from winnow.engine.cache import KvCache
-from winnow.engine.checkpoint import Checkpoint, DictSource, find_directory, read_config
+from winnow.engine.checkpoint import Checkpoint, DictSource, bundled, find_directory, read_config
 from winnow.engine.config import ModelConfig, Rope
 from winnow.engine.families import load_weights, parse_config, tensor_shapes
-from winnow.engine.generate import Completion, Engine, GenerateOptions, bundled, load
+from winnow.engine.generate import Completion, Engine, GenerateOptions, load
 from winnow.engine.model import dense_mlp, forward, prefill
 from winnow.engine.sampling import SamplingOptions
 from winnow.engine.tokenizer import StreamDecoder, Tokenizer

@@ -35,6 +35,7 @@ WANTED = ("*.json", "*.safetensors", "merges.txt", "*.jinja")
 WANTED_PICKLED = ("*.json", "pytorch_model*.bin", "merges.txt", "LICENSE*", "*.jinja", "tokenizer.model")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 SHARD_NAME = re.compile(r"[\w.-]{1,200}")
+BUNDLED = ("pico", "pico-llama")
 MOST_SHARDS = 1000
 LARGEST_INDEX_BYTES = 32 * 2**20
 # Files up to this size enter the content hash whole, larger ones by their header and samples.
@@ -166,7 +167,7 @@ def check_finite(source: Checkpoint) -> None:
 
 
 def find_directory(model: str | Path, *, offline: bool = False, wanted: tuple[str, ...] = WANTED) -> Path:
-    """Return the directory of a model given by path or hub id; a path that exists wins.
+    """Return the directory of a model given by path, bundled name or hub id; a path that exists wins.
 
     `wanted` are the patterns of the files that are taken from the hub. Raises ModelError when there is no
     such model, UsageError for a name that is neither.
@@ -184,11 +185,19 @@ def find_directory(model: str | Path, *, offline: bool = False, wanted: tuple[st
         raise ModelError(
             f"{path} is a file, expected a model directory. Pass the directory that holds {CONFIG}."
         )
+    if str(model) in BUNDLED:
+        return bundled(str(model))
     if not isinstance(model, str) or not HUB_ID.fullmatch(model) or ".." in model:
         raise ModelError(
-            f"{_shown(model)} is no directory here and no hub id (owner/name). Check the spelling."
+            f"{_shown(model)} is no directory here, no bundled model ({', '.join(BUNDLED)}) and no hub id "
+            "(owner/name). Check the spelling."
         )
     return _from_hub(model, offline=offline, wanted=wanted)
+
+
+def bundled(name: str) -> Path:
+    """Return the directory of a model that ships with Winnow."""
+    return Path(__file__).parent.parent / "zoo" / name
 
 
 def _shown(model: str | Path) -> str:

@@ -350,7 +350,7 @@ def load(
     threads: int | None = None,
     offline: bool = False,
 ) -> Engine:
-    """Load a checkpoint directory or hub id (left out: the bundled pico) and return an Engine.
+    """Load a checkpoint directory, bundled name or hub id (left out: pico) and return an Engine.
 
     `plan`: "auto" takes ``winnow-plan.safetensors`` beside the weights if it is there; a path names another;
     None runs dense. `dtype` is "bf16" or "fp32". `threads` defaults to the processors this process may use.
@@ -364,7 +364,7 @@ def load(
     n_threads = len(os.sched_getaffinity(0)) if threads is None else threads
     if n_threads < 1:
         raise UsageError(f"threads is {n_threads}; expected at least 1.")
-    checkpoint = Checkpoint.open(bundled("pico") if path is None else path, offline=offline)
+    checkpoint = Checkpoint.open("pico" if path is None else path, offline=offline)
     tokenizer = Tokenizer.open(checkpoint.directory)
     tokenizer.check_fits(checkpoint.config.vocab_size)
     plan_path = find_plan(checkpoint.directory) if plan == "auto" else plan
@@ -375,8 +375,3 @@ def load(
     check_memory(checkpoint.memory_bytes(DTYPES[dtype]), str(checkpoint.directory))
     weights = load_weights(checkpoint, DTYPES[dtype])
     return Engine(weights, tokenizer, opened, n_threads)
-
-
-def bundled(name: str) -> Path:
-    """Return the directory of a model that ships with Winnow."""
-    return Path(__file__).parent.parent / "zoo" / name

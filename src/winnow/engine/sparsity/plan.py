@@ -234,13 +234,16 @@ def _predictor(
                 parts = _matrix(found, "down"), _matrix(found, "up"), _vector(found["bias"])
                 return LowRankPredictor(*parts, kind, Lookahead(row["lookahead"]))
             case unknown:
-                raise ValueError(f"{unknown!r} is no kind of predictor.")
+                raise ValueError(f"{brief(unknown)} is no kind of predictor.")
     except KeyError as error:
         raise ModelError(
             f"{path} holds only part of layer {index}, no {error}; calibrate the model again."
         ) from None
     except (UsageError, ValueError, TypeError) as error:
-        raise ModelError(f"{path} has a broken layer {index}: {error} Calibrate the model again.") from None
+        reason = brief(str(error), 300)
+        raise ModelError(
+            f"{path} has a broken layer {index} ({reason}); calibrate the model again."
+        ) from None
 
 
 def _tensors(index: int, predictor: Predictor) -> dict[str, Tensor]:
