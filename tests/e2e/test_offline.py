@@ -1,10 +1,13 @@
 """Nothing is sent anywhere: a command that never reaches for the network works where there is none."""
 
+import io
 import socket
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.cli import checkpoint
+from tests.engine.convert import bins
 from winnow.cli import main
 
 
@@ -42,6 +45,16 @@ def test_directory_is_used_without_a_single_look_up(no_network, tmp_path):
     ]
     assert main([*calibrate, "--quiet", "--threads", "1"]) == 0
     assert [main([*line, *options]) for line in lines for options in ([], ["--offline"])] == [0] * 8
+    assert no_network == []
+
+
+def test_a_conversion_and_a_conversation_make_no_look_up(no_network, tmp_path, monkeypatch):
+    model = checkpoint.write(tmp_path / "tiny")
+    pickled = bins.write_bin(tmp_path / "bin", load_file(model / "model.safetensors"), checkpoint.config())
+    (pickled / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
+    assert main(["convert", str(pickled), str(tmp_path / "new"), "--quiet"]) == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("the wind\n"))
+    assert main(["chat", str(tmp_path / "new"), "--max-tokens", "3"]) == 0
     assert no_network == []
 
 
