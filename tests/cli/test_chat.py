@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pty
-import signal
 import subprocess
 import sys
 import time
@@ -243,15 +242,3 @@ def test_in_a_terminal_the_end_of_the_input_leaves(model):
     terminal.until(">>> ")
     terminal.type("\x04")
     assert terminal.close() == 0
-
-
-def test_an_interrupted_pipe_ends_in_one_line(model):
-    command = [sys.executable, "-c", PROCESS, *map(str, LINE), str(model)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stderr is not None
-        process.stderr.readline()  # that there is no template: it waits for a line now
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, b"", b"winnow: interrupted\n")
