@@ -5,6 +5,8 @@ import io
 import json
 import os
 import pty
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -190,7 +192,8 @@ class Terminal:
         """Read the screen until `text` is on it; return what came since the last time."""
         deadline = time.monotonic() + 90
         while text not in self.seen:
-            assert time.monotonic() < deadline, self.seen
+            wait_s = deadline - time.monotonic()
+            assert wait_s > 0 and select.select([self.screen], [], [], wait_s)[0], self.seen
             try:
                 self.seen += os.read(self.screen, 4096).decode(errors="replace")
             except OSError:  # the other end is closed
@@ -200,6 +203,24 @@ class Terminal:
 
     def type(self, text: str) -> None:
         os.write(self.screen, text.encode())
+
+    def interrupt(self, text: str) -> str:
+        """Press Ctrl-C, again every 5 s, until `text` is on the screen.
+
+        The prompt stands before readline listens: a signal between the two waits for the next key.
+        """
+        for _ in range(10):
+            self.type("\x03")
+            deadline = time.monotonic() + 5
+            while text not in self.seen and (wait_s := deadline - time.monotonic()) > 0:
+                if select.select([self.screen], [], [], wait_s)[0]:
+                    try:
+                        self.seen += os.read(self.screen, 4096).decode(errors="replace")
+                    except OSError:  # the other end is closed
+                        break
+            if text in self.seen:
+                break
+        return self.until(text)
 
     def close(self) -> int:
         with contextlib.suppress(OSError):
@@ -226,11 +247,9 @@ def test_in_a_terminal_ctrl_c_stops_the_reply_and_twice_at_the_prompt_leaves(pic
     terminal.type("/stats\n")
     terminal.until("1 turns")
     terminal.until(">>> ")
-    terminal.type("\x03")
-    terminal.until("Ctrl-C once more leaves")
+    terminal.interrupt("Ctrl-C once more leaves")
     terminal.until(">>> ")
-    terminal.type("\x03")
-    terminal.until("winnow: interrupted")
+    terminal.interrupt("winnow: interrupted")
     assert terminal.close() == 130
 
 
@@ -242,3 +261,19 @@ def test_in_a_terminal_the_end_of_the_input_leaves(model):
     terminal.until(">>> ")
     terminal.type("\x04")
     assert terminal.close() == 0
+
+
+def test_an_interrupted_pipe_ends_in_one_line(model):
+    command = [sys.executable, "-c", PROCESS, *map(str, LINE), str(model)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        process.stderr.readline()  # that there is no template: it waits for a line now
+        process.send_signal(signal.SIGINT)
+        try:
+            out, err = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()  # or leaving the block would wait for it
+            raise
+    assert (process.returncode, out, err) == (130, b"", b"winnow: interrupted\n")
