@@ -129,11 +129,11 @@ def _cell(value: Any, column: Column) -> str:
 
 
 def documents(root: Path = ROOT) -> list[Path]:
-    """Return README.md, docs/*.md and pico's model card, those that exist."""
+    """Return README.md, docs/*.md and the bundled models' cards, those that exist."""
     paths = [
         root / "README.md",
         *sorted((root / "docs").glob("*.md")),
-        root / "src/winnow/zoo/pico/README.md",
+        *sorted((root / "src/winnow/zoo").glob("*/README.md")),
     ]
     return [path for path in paths if path.exists()]
 

@@ -28,7 +28,8 @@ def books(folders: list[Path]) -> list[Path]:
 def train_tokenizer(paths: list[Path], vocab_size: int, sample_bytes: int = 40_000_000) -> Tokenizer:
     """Return a byte-level BPE tokenizer trained on an even sample of `paths`, deterministic.
 
-    Any text round-trips, names of special tokens in it being read as those. A text is encoded as ``</s>`` followed by its pieces.
+    Any text round-trips; names of special tokens in it are read as those. A text is encoded as ``</s>``
+    followed by its pieces.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
