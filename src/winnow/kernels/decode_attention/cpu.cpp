@@ -68,7 +68,7 @@ static void attend_block(const float* q, const W* keys, const W* values, std::in
   for (std::int64_t t = 0; t < n; t += kRows) {
     for (std::int64_t r = 0; r < kRows; ++r) rows[r] = keys + smaller(t + r, n - 1) * width;
     float sums[kRows];
-    dot8(rows, q, width, sums);
+    dot(rows, q, width, sums);
     for (std::int64_t r = 0; r < smaller(kRows, n - t); ++r) scores[t + r] = sums[r] * scale;
   }
   exponentiate(scores, n, part);

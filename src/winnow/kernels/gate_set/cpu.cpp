@@ -24,7 +24,7 @@ static void gates_of(const Parts<W>& parts, std::int64_t begin, std::int64_t end
     const std::int64_t then = f + kRows < end ? f + kRows : ahead;
     if (then >= 0) point(next, then);
     float values[2 * kRows] = {};
-    dot8(rows, x, parts.records.width, values, then >= 0 ? next : nullptr);
+    dot(rows, x, parts.records.width, values, then >= 0 ? next : nullptr);
     const int size = static_cast<int>(f + kRows < end ? kRows : end - f);
     for (int r = 0; r < size; ++r) values[r] += parts.biases(f + r)[0];
     activate(activation, values);

@@ -4,12 +4,12 @@
 // one thread, the teams' sums in order at the end: the bits depend neither on the number of threads nor on whether
 // neurons that do not fire are listed.
 //
-// Each thread has three groups of eight neurons in flight, so that memory is never waited for:
-//   now     its values are known: its out-weights are added, while the in-weights of `after` are fetched
-//   then    its in-weights are here: its values are computed, while the out-weights of `now` are fetched
-//   after   its neurons are known
+// Each thread reads eight records side by side, from their in-weights on to their out-weights, whose beginning is fetched
+// before it is known whether the neurons fire; the eight records after them are known by then.
 //
 // Where the gates are given, a neuron's in-weights are its up row alone.
+#include <utility>
+
 #include "neuron.hpp"
 #include "teams.hpp"
 
@@ -81,59 +81,60 @@ class Stream {
 
 // Computes the values of a group and keeps the neurons that fire, all of them where `keep_all`.
 template <class W>
-static void evaluate(const Mlp<W>& mlp, Group<W>& group, bool keep_all, const W* const fetch[kRows]) {
+static void evaluate(const Mlp<W>& mlp, Group<W>& group, bool keep_all) {
   const std::int64_t width = mlp.records.width;
   float* values = group.values;
-  const W* up[kRows];
-  for (int r = 0; r < kRows; ++r) up[r] = group.in[r] + (mlp.parts.up() - mlp.first());
+  const W *up[kRows], *out[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    up[r] = group.in[r] + (mlp.parts.up() - mlp.first());
+    out[r] = group.in[r] + (mlp.parts.out() - mlp.first());
+  }
   if (!mlp.gates) {
-    dot8(group.in, mlp.x, width, values, mlp.records.gated ? up : fetch);
+    dot(group.in, mlp.x, width, values, mlp.records.gated ? up : out);
     for (int r = 0; r < kRows; ++r) values[r] += group.biases[r][0];
     activate(mlp.activation, values);
   }
   if (mlp.records.gated) {
     float ups[kRows];
-    dot8(up, mlp.x, width, ups, fetch);
+    dot(up, mlp.x, width, ups, out);
     for (int r = 0; r < kRows; ++r) values[r] = values[r] == 0.f ? 0.f : values[r] * (ups[r] + group.biases[r][1]);
   }
   group.firing = 0;
   for (int r = 0; r < group.size; ++r) {
     if (keep_all || !(values[r] == 0.f)) {
       values[group.firing] = values[r];
-      group.out[group.firing++] = group.in[r] + (mlp.parts.out() - mlp.first());
+      group.out[group.firing++] = out[r];
     }
   }
-  for (int r = group.firing; r < kRows && group.firing > 0; ++r) group.out[r] = group.out[group.firing - 1];
 }
 
 // Adds the out-weights of a group to the sum of its team.
 template <class W>
-static void add(const Mlp<W>& mlp, Group<W>& group, const W* const fetch[kRows]) {
+static void add(const Mlp<W>& mlp, Group<W>& group, const Group<W>& next) {
   float* sum = mlp.sums + group.team * mlp.records.width;
   if (group.is_first) {
     for (std::int64_t d = 0; d < mlp.records.width; ++d) sum[d] = 0.f;
   }
-  if (group.firing > 0) axpy8(group.out, group.values, group.firing, mlp.records.width, sum, fetch);
+  if (group.firing > 0) {
+    axpy8(group.out, group.values, group.firing, mlp.records.width, sum, next.size > 0 ? next.in : group.in);
+  } else {
+    for (int r = 0; r < next.size; ++r) prefetch_start(next.in[r], mlp.records.width);
+  }
 }
 
 template <class W>
 static void work_through(const Mlp<W>& mlp, Pool& pool) {
   Stream<W> stream(mlp, pool);
-  Group<W> groups[3];
-  Group<W> *now = &groups[0], *then = &groups[1], *after = &groups[2];
+  Group<W> groups[2];
+  Group<W> *now = &groups[0], *next = &groups[1];
   const bool keep_all = mlp.teams.is_dense();
   stream.read(*now);
-  if (now->size > 0) evaluate<W>(mlp, *now, keep_all, nullptr);
-  stream.read(*then);
   while (now->size > 0) {
-    stream.read(*after);
-    if (then->size > 0) evaluate<W>(mlp, *then, keep_all, now->firing > 0 ? now->out : nullptr);
-    add<W>(mlp, *now, after->size > 0 ? after->in : nullptr);
+    evaluate<W>(mlp, *now, keep_all);
+    stream.read(*next);
+    add<W>(mlp, *now, *next);
     if (now->is_last) pool.finish(0);
-    Group<W>* spent = now;
-    now = then;
-    then = after;
-    after = spent;
+    std::swap(now, next);
   }
 }
 

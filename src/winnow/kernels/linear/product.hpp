@@ -13,24 +13,30 @@ inline std::int64_t block_rows(std::int64_t rows, std::int64_t row_bytes) {
   return n < kRows ? kRows : n / kRows * kRows;
 }
 
-// out[i] = row (begin + i) . x, for i < end - begin; the rows from `ahead` on are prefetched (not if negative).
+constexpr int kStreams = 4;
+
+// out[i] = row (begin + i) . x, for i < end - begin; the block that begins at `ahead` is read next (none if negative).
+// The rows are four runs, read side by side: each is memory in order.
 template <class W>
 inline void product(const Matrix& matrix, std::int64_t begin, std::int64_t end, std::int64_t ahead, const Input<W>* x,
                     float* out) {
   const auto* data = reinterpret_cast<const W*>(matrix.data);
-  const auto point = [&](const W* rows[kRows], std::int64_t first, std::int64_t last) {
-    for (int r = 0; r < kRows; ++r) {  // the last row stands in for those that are missing
-      rows[r] = data + (first + r < last ? first + r : last) * matrix.row_stride;
+  const std::int64_t run = (end - begin) / kStreams, last = matrix.rows - 1;
+  const auto row = [&](std::int64_t i) { return data + (i < last ? i : last) * matrix.row_stride; };
+  const W *rows[kStreams], *next[kStreams];
+  float sums[kRows];
+  for (std::int64_t i = 0; i < run; ++i) {
+    for (int s = 0; s < kStreams; ++s) {
+      rows[s] = row(begin + s * run + i);
+      next[s] = row(i + 1 < run || ahead < 0 ? begin + s * run + i + 1 : ahead + s * run);
     }
-  };
-  for (std::int64_t i = begin; i < end; i += kRows) {
-    const W *rows[kRows], *next[kRows];
-    point(rows, i, end - 1);
-    const std::int64_t then = i + kRows < end ? i + kRows : ahead;
-    if (then >= 0) point(next, then, matrix.rows - 1);
-    float sums[kRows];
-    dot8(rows, x, matrix.columns, sums, then >= 0 ? next : nullptr);
-    for (int r = 0; r < kRows && i + r < end; ++r) out[i - begin + r] = sums[r];
+    dot<kStreams>(rows, x, matrix.columns, sums, next);
+    for (int s = 0; s < kStreams; ++s) out[s * run + i] = sums[s];
+  }
+  if (const std::int64_t done = kStreams * run; begin + done < end) {
+    for (int s = 0; s < kStreams; ++s) rows[s] = row(begin + done + s);
+    dot<kStreams>(rows, x, matrix.columns, sums);
+    for (std::int64_t i = begin + done; i < end; ++i) out[i - begin] = sums[i - begin - done];
   }
 }
 

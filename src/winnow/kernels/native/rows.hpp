@@ -1,11 +1,11 @@
-// Eight rows at once: the two loops every kernel stands on.
+// A few rows at once: the two loops every kernel stands on.
 //
-//   dot8    eight inner products with one vector      one accumulator per row, so a row's bits do not depend on its
+//   dot     inner products with one vector            one accumulator per row, so a row's bits do not depend on its
 //                                                     neighbours
 //   axpy8   y += a[0] * row 0 + ... + a[7] * row 7    row after row, so a row whose weight is 0 changes no bit
 //
-// Memory is kept at work by prefetching, line by line, eight other rows that will be read next. Rows are visited four
-// lines at a time: single lines of eight rows in turn defeat the processor's own prefetching.
+// Memory is kept at work by prefetching each row a little ahead of where it is read, and near its end the beginning of
+// the one that follows it: streams side by side, which is what the processor's own prefetching understands.
 #pragma once
 
 #include "level.hpp"
@@ -50,71 +50,89 @@ inline const Input<W>* input(const float* x, std::int64_t n, void* memory) {
 
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }  // into the second-level cache
 
-// Prefetches one line of each of eight rows, `at` elements from their starts.
+constexpr std::int64_t kAheadBytes = 1280;  // of 512 to 2048 tried; less comes late, more throws out what is waiting
 template <class W>
-inline void prefetch8(const W* const rows[kRows], std::int64_t at) {
-  for (int r = 0; r < kRows; ++r) prefetch(rows[r] + at);
+constexpr std::int64_t kAhead = kAheadBytes / static_cast<std::int64_t>(sizeof(W));
+template <class W>
+constexpr std::int64_t kLine = kLineBytes / static_cast<std::int64_t>(sizeof(W));
+
+// Where the rows' own prefetching ends and that of the next rows begins: a whole number of lines.
+template <class W>
+inline std::int64_t own_end(std::int64_t n) {
+  return n > kAhead<W> ? (n - kAhead<W>) / kLine<W> * kLine<W> : 0;
 }
 
-template <int kLines, bool kPrefetch, class W, class X>
-inline std::int64_t dot8_lines(Floats acc[kRows], const W* const rows[kRows], const X* x, std::int64_t i,
-                               std::int64_t n, const W* const next[kRows]) {
-  constexpr std::int64_t line = kLineBytes / static_cast<std::int64_t>(sizeof(W));
-  for (; i + kLines * line <= n; i += kLines * line) {
+// Prefetches what a row's stream needs first: the lines that nothing before it has fetched.
+template <class W>
+inline void prefetch_start(const W* row, std::int64_t n) {
+  for (std::int64_t l = 0; l < n && l < kAhead<W>; l += kLine<W>) prefetch(row + l);
+}
+
+template <int kCount, int kLines, bool kPrefetch, class W, class X>
+inline std::int64_t dot_lines(Floats acc[kCount], const W* const rows[kCount], const X* x, std::int64_t i,
+                              std::int64_t n, const W* const ahead[kCount]) {
+  for (; i + kLines * kLine<W> <= n; i += kLines * kLine<W>) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kCount; ++r) {
 #pragma GCC unroll 8
-      for (std::int64_t l = i; l < i + kLines * line; l += line) {
-        if (kPrefetch) prefetch(next[r] + l);
+      for (std::int64_t l = i; l < i + kLines * kLine<W>; l += kLine<W>) {
+        if (kPrefetch) prefetch(ahead[r] + l);
 #pragma GCC unroll 8
-        for (std::int64_t s = l; s < l + line; s += kStep<W, X>) acc[r] = step(acc[r], rows[r] + s, x + s);
+        for (std::int64_t s = l; s < l + kLine<W>; s += kStep<W, X>) acc[r] = step(acc[r], rows[r] + s, x + s);
       }
     }
   }
   return i;
 }
 
-template <bool kPrefetch, class W, class X>
-inline void dot8_loop(const W* const rows[kRows], const X* x, std::int64_t n, float out[kRows],
-                      const W* const next[kRows]) {
-  constexpr int step_size = kStep<W, X>;
+template <int kCount, bool kPrefetch, class W, class X>
+inline void dot_loop(const W* const rows[kCount], const X* x, std::int64_t n, float out[kRows],
+                     const W* const next[kCount]) {
   Floats acc[kRows];
   for (auto& a : acc) a = zero();
-  std::int64_t i = dot8_lines<4, kPrefetch>(acc, rows, x, 0, n, next);
-  i = dot8_lines<1, kPrefetch>(acc, rows, x, i, n, next);
-  if (kPrefetch && i < n) prefetch8(next, i);
-  for (; i + step_size <= n; i += step_size) {
-    for (int r = 0; r < kRows; ++r) acc[r] = step(acc[r], rows[r] + i, x + i);
+  std::int64_t i = 0;
+  const W* ahead[kCount];
+  if (kPrefetch) {
+    const std::int64_t own = own_end<W>(n);
+    for (int r = 0; r < kCount; ++r) ahead[r] = rows[r] + kAhead<W>;
+    i = dot_lines<kCount, 2, true>(acc, rows, x, i, own, ahead);
+    i = dot_lines<kCount, 1, true>(acc, rows, x, i, own, ahead);
+    for (int r = 0; r < kCount; ++r) ahead[r] = next[r] - own;
+  }
+  i = dot_lines<kCount, 2, kPrefetch>(acc, rows, x, i, n, ahead);
+  i = dot_lines<kCount, 1, kPrefetch>(acc, rows, x, i, n, ahead);
+  for (; i + kStep<W, X> <= n; i += kStep<W, X>) {
+    for (int r = 0; r < kCount; ++r) acc[r] = step(acc[r], rows[r] + i, x + i);
   }
   if (i < n) {
-    for (int r = 0; r < kRows; ++r) acc[r] = step_some(acc[r], rows[r] + i, x + i, n - i);
+    for (int r = 0; r < kCount; ++r) acc[r] = step_some(acc[r], rows[r] + i, x + i, n - i);
   }
   sum8(acc, out);
 }
 
-// out[r] = rows[r] . x; `next` is null or eight rows of the same length to prefetch.
-template <class W, class X>
-inline void dot8(const W* const rows[kRows], const X* x, std::int64_t n, float out[kRows],
-                 const W* const next[kRows] = nullptr) {
+// out[r] = rows[r] . x for r < kCount <= 8, in room for eight; `next` is null, or what is read after each row.
+template <int kCount = kRows, class W, class X>
+inline void dot(const W* const rows[kCount], const X* x, std::int64_t n, float out[kRows],
+                const W* const next[kCount] = nullptr) {
   if (next) {
-    dot8_loop<true>(rows, x, n, out, next);
+    dot_loop<kCount, true>(rows, x, n, out, next);
   } else {
-    dot8_loop<false>(rows, x, n, out, next);
+    dot_loop<kCount, false>(rows, x, n, out, next);
   }
 }
 
-template <int kCount, int kVectors, bool kPrefetch, class W>
+// `ahead` and the rows are different ones where fewer rows are added than will be read next.
+template <int kCount, int kVectors, int kFetched, class W>
 inline std::int64_t axpy_lines(const W* const rows[], const Floats weight[], std::int64_t i, std::int64_t n, float* y,
-                               const W* const next[kRows]) {
-  constexpr std::int64_t line = kLineBytes / static_cast<std::int64_t>(sizeof(W));
+                               const W* const ahead[]) {
   for (; i + kVectors * kLanes <= n; i += kVectors * kLanes) {
     Floats sum[kVectors];
     for (int c = 0; c < kVectors; ++c) sum[c] = load(y + i + c * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      if (kPrefetch) {
+      if (r < kFetched) {
 #pragma GCC unroll 8
-        for (std::int64_t l = 0; l < kVectors * kLanes; l += line) prefetch(next[r] + i + l);
+        for (std::int64_t l = 0; l < kVectors * kLanes; l += kLine<W>) prefetch(ahead[r] + i + l);
       }
       if (r < kCount) {
 #pragma GCC unroll 8
@@ -131,12 +149,15 @@ inline void axpy_loop(const W* const rows[], const float a[], std::int64_t n, fl
   constexpr int kVectors = kLanes == 16 ? 8 : 4;  // what the registers hold
   Floats weight[kCount];
   for (int r = 0; r < kCount; ++r) weight[r] = splat(a[r]);
-  std::int64_t i = axpy_lines<kCount, kVectors, kPrefetch>(rows, weight, 0, n, y, next);
+  std::int64_t i = 0;
+  const W* ahead[kRows];
   if (kPrefetch) {
-    constexpr std::int64_t line = kLineBytes / static_cast<std::int64_t>(sizeof(W));
-    for (std::int64_t l = i; l < n; l += line) prefetch8(next, l);
+    for (int r = 0; r < kCount; ++r) ahead[r] = rows[r] + kAhead<W>;
+    i = axpy_lines<kCount, kVectors, kCount>(rows, weight, i, own_end<W>(n), y, ahead);
+    for (int r = 0; r < kRows; ++r) ahead[r] = next[r] - i;
   }
-  i = axpy_lines<kCount, 1, false>(rows, weight, i, n, y, next);
+  i = axpy_lines<kCount, kVectors, kPrefetch ? kRows : 0>(rows, weight, i, n, y, ahead);
+  i = axpy_lines<kCount, 1, 0>(rows, weight, i, n, y, ahead);
   if (i < n) {
     Floats sum = load_some(y + i, n - i);
     for (int r = 0; r < kCount; ++r) sum = fma(weight[r], load_some(rows[r] + i, n - i), sum);
@@ -144,7 +165,7 @@ inline void axpy_loop(const W* const rows[], const float a[], std::int64_t n, fl
   }
 }
 
-// y += sum of a[r] * rows[r] over r < count <= 8, in that order; `next` is null or eight rows to prefetch.
+// y += sum of a[r] * rows[r] over r < count <= 8, in that order; `next` is null, or the eight rows that are read next.
 // Where count is neither 4 nor 8 the last row is repeated with weight 0: `rows` and `a` have room for eight.
 template <class W>
 inline void axpy8(const W* rows[kRows], float a[kRows], int count, std::int64_t n, float* y,
