@@ -78,6 +78,7 @@ static void attend_block(const float* q, const W* keys, const W* values, std::in
     for (int r = 0; r < count; ++r) rows[r] = values + (t + r) * width;
     axpy8(rows, scores + t, count, width, part.values);
   }
+  settle<W>(part.values, width);
 }
 
 // The parts of one head, weighted by exp(their maximum - the highest maximum).

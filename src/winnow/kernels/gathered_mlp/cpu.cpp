@@ -138,7 +138,8 @@ static void work_through(const Mlp<W>& mlp, Pool& pool) {
   }
 }
 
-// out = the teams' sums, added in order, over the columns of one block
+// out = the teams' sums, added in order, over the columns of one block; `begin` is a multiple of kPair
+template <class W>
 static void join(const float* sums, const Teams& teams, std::int64_t width, std::int64_t begin, std::int64_t end,
                  float* out) {
   for (std::int64_t d = begin; d < end; ++d) out[d] = 0.f;
@@ -149,6 +150,7 @@ static void join(const float* sums, const Teams& teams, std::int64_t width, std:
     for (; d + kLanes <= end; d += kLanes) store(out + d, load(out + d) + load(sum + d));
     for (; d < end; ++d) out[d] += sum[d];
   }
+  settle<W>(out + begin, end - begin);
 }
 
 template <class W>
@@ -164,7 +166,9 @@ static void mlp_typed(Context& context, const float* x, const NeuronRecords& rec
     work_through(mlp, pool);
     pool.wait(0, mlp.teams.size());
     each_block(pool, 1, pieces, [&](std::int64_t piece) {
-      join(mlp.sums, mlp.teams, width, piece * width / pieces, (piece + 1) * width / pieces, out);
+      const std::int64_t begin = piece * width / pieces / kPair * kPair;
+      const std::int64_t end = piece + 1 < pieces ? (piece + 1) * width / pieces / kPair * kPair : width;
+      join<W>(mlp.sums, mlp.teams, width, begin, end, out);
     });
     pool.wait(1, pieces);
   };

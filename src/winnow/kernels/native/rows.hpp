@@ -2,7 +2,8 @@
 //
 //   dot     inner products with one vector            one accumulator per row, so a row's bits do not depend on its
 //                                                     neighbours
-//   axpy8   y += a[0] * row 0 + ... + a[7] * row 7    row after row, so a row whose weight is 0 changes no bit
+//   axpy8   y += a[0] * row 0 + ... + a[7] * row 7    row after row, so a row whose weight is 0 changes no bit;
+//                                                     y stands in pair order, `settle` puts it right
 //
 // Memory is kept at work by prefetching each row a little ahead of where it is read, and near its end the beginning of
 // the one that follows it: streams side by side, which is what the processor's own prefetching understands.
@@ -121,6 +122,23 @@ inline void dot(const W* const rows[kCount], const X* x, std::int64_t n, float o
   }
 }
 
+// Two vectors of a row. A level may split them otherwise than into halves where that is quicker: that is pair order.
+template <class W>
+inline void load_pair(const W* p, Floats& a, Floats& b) {
+  a = load(p);
+  b = load(p + kLanes);
+}
+template <class W>
+inline void settle_pair(const W*, float*) {}  // W alone matters
+
+constexpr std::int64_t kPair = 2 * kLanes;
+
+// Puts what axpy8 of rows of W has summed into the order of the elements; a part of y must begin at a multiple of kPair.
+template <class W>
+inline void settle(float* y, std::int64_t n) {
+  for (std::int64_t i = 0; i + kPair <= n; i += kPair) settle_pair(static_cast<const W*>(nullptr), y + i);
+}
+
 // `ahead` and the rows are different ones where fewer rows are added than will be read next.
 template <int kCount, int kVectors, int kFetched, class W>
 inline std::int64_t axpy_lines(const W* const rows[], const Floats weight[], std::int64_t i, std::int64_t n, float* y,
@@ -136,7 +154,12 @@ inline std::int64_t axpy_lines(const W* const rows[], const Floats weight[], std
       }
       if (r < kCount) {
 #pragma GCC unroll 8
-        for (int c = 0; c < kVectors; ++c) sum[c] = fma(weight[r], load(rows[r] + i + c * kLanes), sum[c]);
+        for (int c = 0; c < kVectors; c += 2) {
+          Floats a, b;
+          load_pair(rows[r] + i + c * kLanes, a, b);
+          sum[c] = fma(weight[r], a, sum[c]);
+          sum[c + 1] = fma(weight[r], b, sum[c + 1]);
+        }
       }
     }
     for (int c = 0; c < kVectors; ++c) store(y + i + c * kLanes, sum[c]);
@@ -157,15 +180,18 @@ inline void axpy_loop(const W* const rows[], const float a[], std::int64_t n, fl
     for (int r = 0; r < kRows; ++r) ahead[r] = next[r] - i;
   }
   i = axpy_lines<kCount, kVectors, kPrefetch ? kRows : 0>(rows, weight, i, n, y, ahead);
-  i = axpy_lines<kCount, 1, 0>(rows, weight, i, n, y, ahead);
-  if (i < n) {
-    Floats sum = load_some(y + i, n - i);
-    for (int r = 0; r < kCount; ++r) sum = fma(weight[r], load_some(rows[r] + i, n - i), sum);
-    store_some(y + i, sum, n - i);
+  i = axpy_lines<kCount, 2, 0>(rows, weight, i, n, y, ahead);
+  for (; i < n; i += kLanes) {  // less than a pair
+    const std::int64_t some = n - i < kLanes ? n - i : kLanes;
+    Floats sum = some == kLanes ? load(y + i) : load_some(y + i, some);
+    for (int r = 0; r < kCount; ++r) {
+      sum = fma(weight[r], some == kLanes ? load(rows[r] + i) : load_some(rows[r] + i, some), sum);
+    }
+    some == kLanes ? store(y + i, sum) : store_some(y + i, sum, some);
   }
 }
 
-// y += sum of a[r] * rows[r] over r < count <= 8, in that order; `next` is null, or the eight rows that are read next.
+// y, in pair order, += sum of a[r] * rows[r] over r < count <= 8, one after the other; `next` is null, or the eight rows that are read next.
 // Where count is neither 4 nor 8 the last row is repeated with weight 0: `rows` and `a` have room for eight.
 template <class W>
 inline void axpy8(const W* rows[kRows], float a[kRows], int count, std::int64_t n, float* y,
