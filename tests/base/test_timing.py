@@ -64,13 +64,19 @@ def git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_commit_names_the_checkout_and_says_when_it_has_changes(tmp_path):
+def test_the_commit_names_the_checkout_and_says_when_what_runs_has_changes(tmp_path):
     git(tmp_path, "init", "-q")
-    (tmp_path / "a").write_text("1")
-    git(tmp_path, "add", "a")
+    results = tmp_path / "benchmarks/results"
+    results.mkdir(parents=True)
+    for file in (tmp_path / "a", tmp_path / "README.md", results / "r.json"):
+        file.write_text("1")
+    git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "x")
     git(tmp_path, "tag", "v1")
     head = git(tmp_path, "rev-parse", "HEAD")
+    assert commit(tmp_path) == head[:12]
+    (tmp_path / "README.md").write_text("2")
+    (results / "r.json").write_text("2")
     assert commit(tmp_path) == head[:12]
     (tmp_path / "a").write_text("2")
     assert commit(tmp_path) == f"{head[:12]}-dirty"

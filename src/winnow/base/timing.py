@@ -75,16 +75,24 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def commit(checkout: Path = Path(__file__).parents[3]) -> str:
-    """Return the commit of `checkout`, ``-dirty`` appended when it has changes; ``unknown`` outside git.
+    """Return the commit of `checkout`, ``-dirty`` appended when what runs has changes; ``unknown`` outside git.
 
-    The default is the folder that holds src/ and .git, so an installed wheel answers ``unknown``
-    and never the commit of a repository that it happens to lie in. Asks git: milliseconds.
+    Documents and benchmark results do not run: a series of benchmarks names one commit. The default is the
+    folder that holds src/ and .git, so an installed wheel answers ``unknown`` and never the commit of a
+    repository that it happens to lie in. Asks git: milliseconds.
     """
     if not (checkout / ".git").exists():
         return "unknown"
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    running = ("--", ".", ":(exclude)benchmarks/results", ":(exclude)*.md")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        head = _git(checkout, "rev-parse", "--short=12", "HEAD")
+        changes = _git(checkout, "status", "--porcelain", "--untracked-files=no", *running)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+    return f"{head}-dirty" if changes else head
+
+
+def _git(checkout: Path, *words: str) -> str:
+    command = ["git", "-C", str(checkout), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     return done.stdout.strip()
