@@ -118,9 +118,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", default="predictors")
     arguments = parser.parse_args(argv)
     present = [name for name in arguments.models if (bundled(name) / "model.safetensors").is_file()]
-    rows = [each for name in present for each in rows_of(name, arguments.books)]
-    missed = [each for each in rows if not each["holds"]]
-    record(arguments.out, {"machine": machine(), "rows": rows, "missed": len(missed)})
+    models = {name: rows_of(name, arguments.books) for name in present}
+    missed = sum(not row["holds"] for rows in models.values() for row in rows)
+    record(arguments.out, {"machine": machine(), "models": models, "missed": missed})
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def commit(checkout: Path = Path(__file__).parents[3]) -> str:
-    """Return the commit of `checkout`, ``-dirty`` appended when what runs has changes; ``unknown`` outside git.
+    """Return the commit of `checkout`, ``-dirty`` where what runs has changes; ``unknown`` outside git.
 
     Documents and benchmark results do not run: a series of benchmarks names one commit. The default is the
     folder that holds src/ and .git, so an installed wheel answers ``unknown`` and never the commit of a

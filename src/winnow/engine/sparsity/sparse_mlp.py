@@ -53,12 +53,16 @@ class SparseMlp:
         active = activations(layer, inputs.own)
         fired = active != 0
         selected = torch.ones_like(fired) if predictor is None else predictor.selected(layer, inputs)
+        kept = active * selected
         if index not in self._out_norms:
             self._out_norms[index] = layer.mlp.w_out.float().norm(dim=-1)
-        heard = active.abs() * self._out_norms[index]
-        counted = (torch.ones_like(fired), selected, fired, fired & selected, heard, heard * selected)
-        self.counts[index] += torch.stack([each.sum(dtype=torch.float64) for each in counted])
-        return weighted_sum(layer, active * selected)
+        norms = self._out_norms[index]
+        numbers = (selected.count_nonzero(), fired.count_nonzero(), (fired & selected).count_nonzero())
+        heard = ((rows.abs() @ norms).double().sum() for rows in (active, kept))
+        self.counts[index] += torch.tensor(
+            [fired.numel(), *map(float, (*numbers, *heard))], dtype=torch.float64
+        )
+        return weighted_sum(layer, kept)
 
     def shares(self) -> tuple[LayerCounts, ...]:
         """Return what was counted, layer by layer."""
