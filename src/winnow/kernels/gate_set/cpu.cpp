@@ -5,8 +5,8 @@
 
 namespace winnow::WINNOW_LEVEL {
 
-// The gates of the neurons begin..end-1. Eight rows are multiplied while the eight after them are fetched, those from
-// `ahead` on after the last; nothing if that is negative. The bits of a gate are those of the MLP.
+// The gates of the neurons begin..end-1, eight rows side by side; the block that begins at `ahead` is read next (none if
+// negative). The bits of a gate are those of the MLP.
 template <class W>
 static void gates_of(const Parts<W>& parts, std::int64_t begin, std::int64_t end, std::int64_t ahead,
                      const Input<W>* x, Activation activation, float* gates) {

@@ -1,11 +1,11 @@
 // The MLP over a list of neurons, record by record.
 //
-// Neurons belong to one of eight or sixteen teams by their number alone. A team's neurons are summed in the order of the list by
-// one thread, the teams' sums in order at the end: the bits depend neither on the number of threads nor on whether
-// neurons that do not fire are listed.
+// Neurons belong to one of eight or sixteen teams by their number alone. A team's neurons are summed in the order of the
+// list by one thread, the teams' sums in order at the end: the bits depend neither on the number of threads nor on
+// whether neurons that do not fire are listed.
 //
-// Each thread reads eight records side by side, from their in-weights on to their out-weights, whose beginning is fetched
-// before it is known whether the neurons fire; the eight records after them are known by then.
+// Each thread reads eight records side by side, from their in-weights on to their out-weights, whose beginning is
+// fetched before it is known whether the neurons fire; the eight records after them are known by then.
 //
 // Where the gates are given, a neuron's in-weights are its up row alone.
 #include <utility>

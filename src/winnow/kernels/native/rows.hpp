@@ -133,7 +133,8 @@ inline void settle_pair(const W*, float*) {}  // W alone matters
 
 constexpr std::int64_t kPair = 2 * kLanes;
 
-// Puts what axpy8 of rows of W has summed into the order of the elements; a part of y must begin at a multiple of kPair.
+// Puts what axpy8 of rows of W has summed into the order of the elements; a part of y must begin at a multiple of
+// kPair.
 template <class W>
 inline void settle(float* y, std::int64_t n) {
   for (std::int64_t i = 0; i + kPair <= n; i += kPair) settle_pair(static_cast<const W*>(nullptr), y + i);
@@ -191,7 +192,8 @@ inline void axpy_loop(const W* const rows[], const float a[], std::int64_t n, fl
   }
 }
 
-// y, in pair order, += sum of a[r] * rows[r] over r < count <= 8, one after the other; `next` is null, or the eight rows that are read next.
+// y, in pair order, += sum of a[r] * rows[r] over r < count <= 8, one after the other; `next` is null, or the eight
+// rows that are read next.
 // Where count is neither 4 nor 8 the last row is repeated with weight 0: `rows` and `a` have room for eight.
 template <class W>
 inline void axpy8(const W* rows[kRows], float a[kRows], int count, std::int64_t n, float* y,
