@@ -209,7 +209,7 @@ def test_a_hub_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
-    assert "owner/name is no directory here and cannot be had from the hub: no route" in refused(
+    assert "owner/name is no directory here and cannot be had from the hub: no route. Check" in refused(
         lambda: Checkpoint.open("owner/name")
     )
 

@@ -234,10 +234,11 @@ def _from_hub(model: str, *, offline: bool, wanted: tuple[str, ...]) -> Path:
             huggingface_hub.snapshot_download(model, allow_patterns=list(wanted), local_files_only=offline)
         )
     except Exception as error:  # the hub, its HTTP client and the file system each raise their own
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        reason = said[0][:200].rstrip(". ")
         how = "is not in the local cache" if offline else "cannot be had from the hub"
         raise ModelError(
-            f"{model} is no directory here and {how}: {reason[0][:200]} Check the name, or pass a directory."
+            f"{model} is no directory here and {how}: {reason}. Check the name, or pass a directory."
         ) from error
 
 
