@@ -13,6 +13,7 @@ from benchmarks.recorded import BOOK, THREADS, machine, record, winnow_json
 
 from winnow.engine import Engine, KvCache, load
 from winnow.engine.checkpoint import bundled
+from winnow.engine.decode import DecodeCounts
 from winnow.engine.sparsity import windows
 from winnow.engine.sparsity.fidelity import divergence
 
@@ -25,8 +26,8 @@ def decoded(model: Path) -> dict:
     density = 0.0
     texts = windows(ids, sparse.tokenizer.encode(""))
     for text in texts:
-        p, q = logits(dense, text), logits(sparse, text)
-        density += sparse.decoder.counts.mlp_density * len(text)
+        (p, _), (q, counts) = logits(dense, text), logits(sparse, text)
+        density += counts.mlp_density * len(text)
         nats.append(divergence(p, q))
         same.append(p.argmax(-1) == q.argmax(-1))
         surprise.append(torch.stack([_surprise(x, text) for x in (p, q)]))
@@ -44,11 +45,11 @@ def decoded(model: Path) -> dict:
     }
 
 
-def logits(engine: Engine, ids: torch.Tensor) -> torch.Tensor:
-    """Return the logits after each token, decoded one by one from an empty cache."""
-    cache = KvCache(engine.weights.config, len(ids), engine.weights.embed.dtype)
-    engine.decoder.start()
-    return torch.from_numpy(np.stack([engine.decoder.step(token, cache) for token in ids.tolist()]))
+def logits(engine: Engine, ids: torch.Tensor) -> tuple[torch.Tensor, DecodeCounts]:
+    """Return the logits after each token, decoded one by one from an empty cache, and what that took."""
+    cache = KvCache(engine.weights.config, len(ids), engine.weights.cache_dtype)
+    decoding = engine.decoder.start(cache)
+    return torch.from_numpy(np.stack([decoding.step(token) for token in ids.tolist()])), decoding.counts
 
 
 def _surprise(scores: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -61,13 +61,14 @@ def mlp_cases(width: int, n_neurons: int, rotation_bytes: int) -> Iterator[Case]
     shape = f"{width} x {n_neurons}"
     for density in DENSITIES:
         n_active = round(density * n_neurons)
+        count = np.array([n_active])
         lists = [
             np.sort(rng.choice(n_neurons, n_active, replace=False)).astype(np.int32)
             for _ in range(32 * len(made) + 1)  # no common factor with the number of layers
         ]
 
-        def gathered(i: int, lists: list[np.ndarray] = lists) -> None:
-            cpu.gathered_mlp(x, made[i % len(made)], lists[i % len(lists)], relu, out)
+        def gathered(i: int, lists: list[np.ndarray] = lists, count: np.ndarray = count) -> None:
+            cpu.gathered_mlp(x, made[i % len(made)], lists[i % len(lists)], count, relu, out)
 
         yield Case("gathered_mlp", shape, density, n_active * 2 * width * 2, gathered)
     yield Case(

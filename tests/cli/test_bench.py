@@ -48,7 +48,7 @@ def test_hf_runs_beside_on_the_same_checkpoint(winnow, model):
     rows = [line.split()[1] for line in ran.out.splitlines() if line.startswith("│ ")]
     assert rows == ["winnow-dense", "hf"]
     assert "planned" not in ran.out
-    assert "bf16, 11 tokens read" in ran.out
+    assert "tiny, 11 tokens read" in ran.out
 
 
 def test_shape_is_random_and_its_density_is_the_one_asked_for(winnow, tiny_shape):

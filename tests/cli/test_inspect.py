@@ -56,7 +56,7 @@ def test_the_table_shows_the_same(winnow, ahead):
     assert [row[3] for row in rows] == ["dense", "svd"]
     assert "next-layer" in rows[1]
     assert all(each in " ".join(rows[1]) for each in ("25.0 %", "96.0 %", "50.0 %", "99.9 %"))
-    assert "for fp32 and bf16" in ran.out
+    assert "for fp32, bf16" in ran.out
 
 
 def test_a_plan_that_was_not_measured_shows_blanks(winnow, tmp_path):

@@ -127,7 +127,7 @@ def test_inspect_tells_shapes_sizes_and_plan(winnow, planned):
         checkpoint.N_NEURONS,
     )
     assert found["bytes"] == 4 * found["parameters"]
-    assert found["parameters"] > weights.embed.numel()
+    assert found["parameters"] > weights.embed.weight.numel()
     assert found["plan"]["target_kld"] == 0.1
     assert [layer["rank"] for layer in found["plan"]["layers"] if layer] != []
     assert found["plan"]["bytes"] == sum(layer["bytes"] for layer in found["plan"]["layers"] if layer)
@@ -136,7 +136,7 @@ def test_inspect_tells_shapes_sizes_and_plan(winnow, planned):
 def test_inspect_for_people_shows_each_layer(winnow, planned, model):
     ran = winnow("inspect", planned)
     assert f"n_neurons     {checkpoint.N_NEURONS}\n" in ran.out
-    assert "plan: auto, same-layer, for fp32 and bf16; KLD" in ran.out
+    assert "plan: auto, same-layer, for fp32, bf16, int8, int4; KLD" in ran.out
     assert sum(line.startswith("│ ") for line in ran.out.splitlines()) == checkpoint.N_LAYERS
     assert "No plan: it runs dense until winnow calibrate has made one." in winnow("inspect", model).out
 

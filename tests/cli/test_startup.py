@@ -25,7 +25,7 @@ def modules_after(code: str) -> set[str]:
         "import winnow.cli; winnow.cli.main(['--help'])",
         "import winnow.cli; winnow.cli.main(['--version'])",
         "import winnow.cli; winnow.cli.main(['generate', '--help'])",
-        "import winnow.cli; winnow.cli.main(['generate', '--dtype', 'int8', 'x'])",
+        "import winnow.cli; winnow.cli.main(['generate', '--dtype', 'fp8', 'x'])",
     ],
 )
 def test_start_imports_nothing_heavy(code):

@@ -15,7 +15,7 @@ from winnow.kernels import open_cpu
 RAW = opt_config(2, 128, 4, vocab_size=211)
 LLAMA = llama_config(3, 128, 264, 4, 2, vocab_size=211)
 PROMPT = list(range(20, 37))
-OPTIONS = BenchOptions(shape="tiny", dtype="fp32", prompt_tokens=17, new_tokens=9, repeats=2)
+OPTIONS = BenchOptions(shape="tiny", prompt_tokens=17, new_tokens=9, repeats=2)
 ROW_KEYS = {
     "engine", "shape", "dtype", "mlp_density", "head_density", "prompt_tokens", "tokens_per_second",
     "ms_per_token", "ttft_s", "bytes_per_token", "gb_per_s", "bandwidth_share", "rss_bytes",
@@ -78,6 +78,7 @@ class Liar:
     """An engine that answers differently each time, and not as the others do."""
 
     name = "winnow-sparse"
+    dtype = "fp32"
 
     def __init__(self) -> None:
         self.turns = 0
@@ -137,6 +138,8 @@ def test_lossy_tokens_are_not_compared_and_the_report_says_so(cpu):
 
 class Clockwork:
     """An engine whose turns take the given seconds; the first is the one that warms up."""
+
+    dtype = "fp32"
 
     def __init__(self, name, *, seconds=(1.0,), density=0.2, first_token=0) -> None:
         self.name = name

@@ -222,7 +222,6 @@ def test_an_output_that_is_not_a_number_ends_with_an_error(directory):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"dtype": "int8"}, UsageError),
         ({"dtype": "float"}, UsageError),
         ({"device": "cuda"}, ResourceError),
         ({"threads": 0}, UsageError),

@@ -161,7 +161,7 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
 
 def test_a_tied_head_shares_the_memory_of_the_embedding() -> None:
     weights = random_weights(OPT, torch.bfloat16)
-    assert weights.head.matrix.weight.data_ptr() == weights.embed.data_ptr()
+    assert weights.head.matrix.weight.data_ptr() == weights.embed.weight.data_ptr()
 
 
 def test_bf16_keeps_norms_and_biases_in_fp32() -> None:

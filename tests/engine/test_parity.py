@@ -174,6 +174,6 @@ def test_a_tied_head_may_be_stored_again(name: str, tmp_path: Path) -> None:
     embed = next(key for key in tensors if key.endswith("embed_tokens.weight"))
     save_file({**tensors, "lm_head.weight": tensors[embed].clone()}, tmp_path / "model.safetensors")
     weights = load(tmp_path)
-    assert weights.head.matrix.weight.data_ptr() == weights.embed.data_ptr()
+    assert weights.head.matrix.weight.data_ptr() == weights.embed.weight.data_ptr()
     ids = random_ids(20, seed=8)
     assert relative(our_logits(weights, ids), their_logits(model, ids)) <= FP32_BOUND

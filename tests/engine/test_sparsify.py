@@ -51,13 +51,14 @@ def weights_of(name, dtype=torch.float32):
 
 def by_winnow(weights, layers, n_new=N_NEW):
     """Return greedy tokens and the logits of every step, by Winnow's own decoder."""
-    decoder, cache = Decoder(weights, layers, open_cpu(1)), KvCache(weights.config, 64, weights.embed.dtype)
+    cache = KvCache(weights.config, 64, weights.embed.dtype)
+    decoding = Decoder(weights, layers, open_cpu(1)).start(cache)
     with torch.inference_mode():
         logits = prefill(weights, torch.tensor(PROMPT), cache)
     rows, tokens = [logits], []
     for _ in range(n_new):
         tokens.append(int(rows[-1].argmax()))
-        rows.append(torch.from_numpy(decoder.step(tokens[-1], cache)))
+        rows.append(torch.from_numpy(decoding.step(tokens[-1])))
     return tokens, torch.stack(rows[:-1])
 
 

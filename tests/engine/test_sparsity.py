@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -102,8 +103,9 @@ def test_scores_are_those_of_the_kernel(rng):
     down = Matrix(torch.randn(6, 40, generator=rng).bfloat16())
     predictor = LowRankPredictor(down, Matrix(torch.randn(70, 6, generator=rng).bfloat16()), torch.zeros(70))
     indices = torch.empty(70, dtype=torch.int32).numpy()
-    n_active = open_cpu(1).active_set(x[0].numpy(), down, predictor.up, predictor.bias.numpy(), 0, indices)
-    assert indices[:n_active].tolist() == (predictor.scores(x)[0] > 0).nonzero().flatten().tolist()
+    count = np.zeros(1, np.int64)
+    predictor.apply(open_cpu(1), x[0].numpy(), indices, count)
+    assert indices[: count[0]].tolist() == (predictor.scores(x)[0] > 0).nonzero().flatten().tolist()
 
 
 def test_moments_of_a_stream_are_those_of_the_whole(rng):

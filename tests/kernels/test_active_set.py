@@ -7,7 +7,9 @@ import torch
 from tests.kernels.cases import normal
 from tests.kernels.conftest import opened
 from winnow.base.errors import UsageError
-from winnow.kernels import Cpu, Matrix, QuantisedMatrix, active_set, active_set_reference, linear_reference
+from winnow.kernels import Cpu, Matrix, QuantisedMatrix, active_set
+from winnow.kernels.active_set import active_set_reference
+from winnow.kernels.linear import linear_reference
 
 SIZES = [(8, 1, 1), (40, 3, 17), (136, 24, 700), (257, 33, 256), (64, 16, 1025)]  # width, rank, neurons
 
@@ -111,7 +113,7 @@ def test_the_hot_call_checks_lengths(isa: str, x: int, rank: int, bias: int, ind
     p1, p2 = Matrix(torch.zeros(3, 8)), Matrix(torch.zeros(9, rank))
     arrays = np.zeros(x, np.float32), np.zeros(bias, np.float32), np.zeros(indices, np.int32)
     with pytest.raises(ValueError, match="expected"):
-        opened(isa, 1).active_set(arrays[0], p1, p2, arrays[1], 0, arrays[2])
+        opened(isa, 1).active_set(arrays[0], p1, p2, arrays[1], 0, arrays[2], np.zeros(1, np.int64))
 
 
 @pytest.mark.parametrize(("width", "rank", "neurons"), SIZES)

@@ -13,7 +13,6 @@ from winnow.kernels import (
     Matrix,
     NeuronRecords,
     dense_mlp,
-    dense_mlp_reference,
     isa_levels,
     linear,
     open_cpu,
@@ -21,6 +20,7 @@ from winnow.kernels import (
     relu,
 )
 from winnow.kernels.compiled import NativeCpu
+from winnow.kernels.gathered_mlp import dense_mlp_reference
 
 
 @pytest.mark.compiled

@@ -7,7 +7,8 @@ import torch
 from tests.kernels.cases import assert_close, normal
 from tests.kernels.conftest import opened
 from winnow.base.errors import UsageError
-from winnow.kernels import Cpu, KvBlock, append_kv, attend, attend_reference
+from winnow.kernels import Cpu, KvBlock, append_kv, attend
+from winnow.kernels.decode_attention import attend_reference
 
 # heads, kv heads, head width, start, length: both sides of a block of 256 positions, windows that start late
 CASES = [
@@ -118,12 +119,12 @@ def test_refuses_positions_outside_the_cache(cpu: Cpu, position: int):
 
 @pytest.mark.compiled
 @pytest.mark.parametrize(
-    ("start", "length", "heads"), [(0, 41, 2), (-1, 4, 2), (4, 4, 2), (0, 4, 3), (0, 4, 0)]
+    ("position", "window", "heads"), [(40, 0, 2), (-1, 0, 2), (3, -1, 2), (3, 0, 3), (3, 0, 0)]
 )
-def test_the_hot_call_checks_ranges(isa: str, start: int, length: int, heads: int):
+def test_the_hot_call_checks_ranges(isa: str, position: int, window: int, heads: int):
     q, kv = np.zeros((heads, 8), np.float32), KvBlock(2, 40, 8, torch.float32)
-    with pytest.raises(ValueError, match=r"cache|heads"):
-        opened(isa, 1).attend(q, kv, start, length, 1.0, q.copy())
+    with pytest.raises(ValueError, match=r"cache|heads|window"):
+        opened(isa, 1).attend(q, kv, np.array([position]), window, 1.0, q.copy())
 
 
 @pytest.mark.compiled
@@ -131,4 +132,4 @@ def test_the_hot_call_checks_ranges(isa: str, start: int, length: int, heads: in
 def test_the_hot_append_checks_ranges(isa: str, position: int, heads: int, width: int):
     k, kv = np.zeros((heads, width), np.float32), KvBlock(2, 40, 8, torch.float32)
     with pytest.raises(ValueError, match=r"cache|expected"):
-        opened(isa, 1).append_kv(kv, position, k, k)
+        opened(isa, 1).append_kv(kv, np.array([position]), k, k)

@@ -14,11 +14,11 @@ from winnow.kernels import (
     dense_mlp,
     gate_set,
     gathered_mlp,
-    gathered_mlp_reference,
     relu,
     silu,
 )
 from winnow.kernels.gate_set import gate_set_reference
+from winnow.kernels.gathered_mlp import gathered_mlp_reference
 
 SIZES = [(1, 8), (17, 40), (700, 33), (60, 2056), (513, 1)]  # neurons, width
 
@@ -203,11 +203,11 @@ def test_refuses_thresholds_and_gates_of_another_length(cpu: Cpu, n: int, rng: t
 def test_the_hot_calls_refuse_records_without_gates(cpu: Cpu, rng: torch.Generator):
     records, x, gates = random_records(rng, 50, 40, torch.float32), np.zeros(40, np.float32), np.zeros(50)
     gates = gates.astype(np.float32)
-    indices = np.zeros(50, np.int32)
+    indices, count = np.zeros(50, np.int32), np.zeros(1, np.int64)
     with pytest.raises(ValueError, match="ungated"):
-        cpu.gate_set(x, records, gates, silu, indices, gates.copy())
+        cpu.gate_set(x, records, gates, silu, indices, count, gates.copy())
     with pytest.raises(ValueError, match="ungated"):
-        cpu.gathered_mlp(x, records, indices, silu, x.copy(), gates)
+        cpu.gathered_mlp(x, records, indices, count, silu, x.copy(), gates)
 
 
 @pytest.mark.compiled
@@ -221,16 +221,19 @@ def test_the_hot_call_checks_lengths(
     records = random_records(rng, 50, 40, torch.float32, gated=True)
     arrays = np.zeros(x, np.float32), np.zeros(thresholds, np.float32), np.zeros(gates, np.float32)
     with pytest.raises(ValueError, match="expected"):
-        opened(isa, 1).gate_set(arrays[0], records, arrays[1], silu, np.zeros(indices, np.int32), arrays[2])
+        lists = np.zeros(indices, np.int32), np.zeros(1, np.int64)
+        opened(isa, 1).gate_set(arrays[0], records, arrays[1], silu, *lists, arrays[2])
 
 
 @pytest.mark.compiled
 def test_the_hot_calls_take_no_copies(isa: str, rng: torch.Generator):
     records, x = random_records(rng, 50, 40, torch.float32, gated=True), np.zeros(40, np.float32)
     indices, gates, cpu = np.zeros(50, np.int32), np.zeros(50, np.float32), opened(isa, 1)
+    count = np.zeros(1, np.int64)
     with pytest.raises(TypeError):
-        cpu._native.gate_set(x, records.handle, gates, silu.code, indices, np.zeros(50))  # float64
+        cpu._native.gate_set(x, records.handle, gates, silu.code, indices, count, np.zeros(50))  # float64
     with pytest.raises(TypeError):
-        cpu._native.gathered_mlp(x, records.handle, indices, silu.code, x.copy(), gates.astype(np.float64))
+        doubles = gates.astype(np.float64)
+        cpu._native.gathered_mlp(x, records.handle, indices, count, silu.code, x.copy(), doubles)
     with pytest.raises(ValueError, match="gates has length 49, expected 50"):
-        cpu.gathered_mlp(x, records, indices, silu, x.copy(), gates[:49].copy())
+        cpu.gathered_mlp(x, records, indices, count, silu, x.copy(), gates[:49].copy())

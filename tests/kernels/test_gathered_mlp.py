@@ -7,17 +7,8 @@ import torch
 from tests.kernels.cases import SPLIT, assert_close, magnitude, normal, random_records, some_neurons
 from tests.kernels.conftest import opened
 from winnow.base.errors import UsageError
-from winnow.kernels import (
-    Activation,
-    Cpu,
-    NeuronRecords,
-    dense_mlp,
-    dense_mlp_reference,
-    gathered_mlp,
-    gathered_mlp_reference,
-    relu,
-    silu,
-)
+from winnow.kernels import Activation, Cpu, NeuronRecords, dense_mlp, gathered_mlp, relu, silu
+from winnow.kernels.gathered_mlp import dense_mlp_reference, gathered_mlp_reference
 
 SIZES = [(1, 8), (17, 40), (200, 136), (700, 33), (60, 2056), (513, 1)]  # neurons, width
 KINDS = [(relu, False), (relu, True), (silu, False), (silu, True)]
@@ -143,7 +134,17 @@ def test_refuses_an_index_outside_the_records(cpu: Cpu, bad: list[int], rng: tor
 def test_the_hot_call_refuses_an_index_outside_the_records(isa: str, bad: int, rng: torch.Generator):
     records, x = random_records(rng, 50, 40, torch.float32), np.zeros(40, np.float32)
     with pytest.raises(ValueError, match=r"0\.\.49"):
-        opened(isa, 1).gathered_mlp(x, records, np.array([0, bad, 1], np.int32), relu, x.copy())
+        opened(isa, 1).gathered_mlp(
+            x, records, np.array([0, bad, 1], np.int32), np.array([3]), relu, x.copy()
+        )
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("count", [-1, 4, 2**40])
+def test_the_hot_call_refuses_a_count_beyond_the_list(isa: str, count: int, rng: torch.Generator):
+    records, x = random_records(rng, 50, 40, torch.float32), np.zeros(40, np.float32)
+    with pytest.raises(ValueError, match=r"0\.\.3"):
+        opened(isa, 1).gathered_mlp(x, records, np.zeros(3, np.int32), np.array([count]), relu, x.copy())
 
 
 @pytest.mark.compiled
@@ -152,7 +153,7 @@ def test_the_hot_calls_check_lengths(isa: str, x: int, out: int, rng: torch.Gene
     records, none = random_records(rng, 50, 40, torch.float32), np.zeros(0, np.int32)
     arrays = np.zeros(x, np.float32), np.zeros(out, np.float32)
     with pytest.raises(ValueError, match="expected 40"):
-        opened(isa, 1).gathered_mlp(arrays[0], records, none, relu, arrays[1])
+        opened(isa, 1).gathered_mlp(arrays[0], records, none, np.zeros(1, np.int64), relu, arrays[1])
     with pytest.raises(ValueError, match="expected 40"):
         opened(isa, 1).dense_mlp(arrays[0], records, relu, arrays[1])
 

@@ -7,7 +7,8 @@ import torch
 from tests.kernels.cases import SPLIT, assert_close, normal
 from tests.kernels.conftest import opened
 from winnow.base.errors import UsageError
-from winnow.kernels import Cpu, Matrix, linear, linear_reference
+from winnow.kernels import Cpu, Matrix, linear
+from winnow.kernels.linear import linear_reference
 
 SIZES = [(1, 8), (7, 1), (17, 40), (200, 136), (8, 64), (33, 300), (1000, 257), (50, 2056)]
 

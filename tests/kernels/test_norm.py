@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.kernels.cases import assert_close, normal
-from winnow.kernels import Cpu, layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
+from winnow.kernels import Cpu
+from winnow.kernels.norm import layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
 
 SHAPES = [(1, 1), (1, 8), (3, 40), (2, 136), (1, 1000), (5, 2057)]
 

@@ -5,7 +5,8 @@ import torch
 
 from tests.kernels.cases import assert_close, normal
 from winnow.base.errors import UsageError
-from winnow.kernels import Cpu, rotate, rotate_reference
+from winnow.kernels import Cpu
+from winnow.kernels.rotary import rotate, rotate_reference
 
 
 @pytest.mark.parametrize(("heads", "width"), [(1, 2), (4, 8), (3, 20), (5, 64), (2, 128), (3, 70)])

@@ -17,6 +17,7 @@ from winnow.cli.opening import open_checkpoint, open_engine, read_text
 from winnow.cli.show import quantity, share, show_json, show_table
 from winnow.engine import parse_config, tensor_shapes
 from winnow.engine.bench import BenchOptions, BenchReport, Expected, Runner, WinnowRunner, race
+from winnow.engine.checkpoint import WEIGHT_BYTES
 from winnow.engine.generate import DTYPES
 from winnow.engine.synthetic import shape_config, synthetic_shape
 from winnow.kernels import Cpu, open_cpu
@@ -34,6 +35,7 @@ way to hear the Rabbit say to itself, "Oh dear! Oh dear! I shall be late!"
 """
 COLUMNS = (
     "engine",
+    "dtype",
     "tokens/s",
     "min",
     "max",
@@ -63,9 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.shape is not None and arguments.model is not None:
         raise UsageError("received MODEL and --shape; expected one of them.")
     field = _shape(arguments) if arguments.shape is not None else _checkpoint(arguments)
-    options = BenchOptions(
-        field.name, arguments.dtype, arguments.prompt_tokens, arguments.max_tokens, arguments.repeats
-    )
+    options = BenchOptions(field.name, arguments.prompt_tokens, arguments.max_tokens, arguments.repeats)
     progress = Progress(f"timing {field.name}", options.repeats + 1, quiet=arguments.quiet)
     report = race(field.runners, field.prompt, field.cpu, options, progress.update, field.expected)
     if arguments.json:
@@ -87,7 +87,7 @@ def _checkpoint(arguments: argparse.Namespace) -> _Field:
     if "hf" in arguments.against:
         from winnow.engine.bench.hf import HfRunner, hf_from_directory
 
-        hf = hf_from_directory(directory, DTYPES[arguments.dtype])
+        hf = hf_from_directory(directory, _float(DTYPES[arguments.dtype]))
         runners.append(HfRunner(hf, engine.cpu.threads, vocab_size))
     text = OPENING if arguments.text is None else read_text(arguments.text)
     prompt = engine.tokenizer.encode(text)[: arguments.prompt_tokens]
@@ -102,7 +102,8 @@ def _shape(arguments: argparse.Namespace) -> _Field:
     dtype = DTYPES[arguments.dtype]
     shapes = tensor_shapes(parse_config(shape_config(arguments.shape)))
     # The tensors are held twice: as a checkpoint has them, and packed for the kernels.
-    check_memory(2 * dtype.itemsize * sum(map(math.prod, shapes.values())), arguments.shape)
+    n_bytes = _float(dtype).itemsize + WEIGHT_BYTES[dtype]
+    check_memory(math.ceil(n_bytes * sum(map(math.prod, shapes.values()))), arguments.shape)
     model = synthetic_shape(arguments.shape, dtype, arguments.density, seed=0)
     cpu = open_cpu(arguments.threads or len(os.sched_getaffinity(0)))
     vocab_size = model.weights.config.vocab_size
@@ -113,18 +114,23 @@ def _shape(arguments: argparse.Namespace) -> _Field:
     if "hf" in arguments.against:
         from winnow.engine.bench.hf import HfRunner, hf_from_source
 
-        hf = hf_from_source(model.source, model.raw_config, dtype)
+        hf = hf_from_source(model.source, model.raw_config, _float(dtype))
         runners.append(HfRunner(hf, cpu.threads, vocab_size))
     prompt = torch.randint(vocab_size, (arguments.prompt_tokens,), generator=generator(1)).tolist()
     expected = Expected(arguments.density, model.is_exact)
     return _Field(arguments.shape, runners, prompt, cpu, expected)
 
 
+def _float(dtype: torch.dtype) -> torch.dtype:
+    """Return what an engine without Winnow's int8 and int4 is given."""
+    return dtype if dtype.is_floating_point else torch.bfloat16
+
+
 def _show(report: BenchReport) -> None:
     machine = report.machine
     first = report.rows[0]
     title = (
-        f"{first.shape}, {first.dtype}, {first.prompt_tokens} tokens read; {machine.cpu}, "
+        f"{first.shape}, {first.prompt_tokens} tokens read; {machine.cpu}, "
         f"{machine.threads} threads, {machine.isa}, {machine.read_gb_per_s:.1f} GB/s, commit {machine.commit}"
     )
     show_table(title, COLUMNS, _rows(report))
@@ -138,6 +144,7 @@ def _rows(report: BenchReport) -> Sequence[Sequence[str]]:
     return [
         [
             row.engine,
+            row.dtype,
             f"{row.tokens_per_second:.2f}",
             f"{row.tokens_per_second_min:.2f}",
             f"{row.tokens_per_second_max:.2f}",

@@ -100,7 +100,7 @@ def show_plan(plan: Plan, config: ModelConfig, *, on_stderr: bool = False) -> No
     """Print what a plan says of itself, layer by layer."""
     found = plan.provenance
     title = (
-        f"plan: {found.predictor}, {found.lookahead}, for {' and '.join(found.precisions)}; "
+        f"plan: {found.predictor}, {found.lookahead}, for {', '.join(found.precisions)}; "
         f"KLD {found.measured_kld:.2g} nats (target {found.target_kld:g}), "
         f"density {share(found.measured_density)}, recall {share(found.measured_recall)} "
         f"on {found.validation_tokens} held-out tokens"

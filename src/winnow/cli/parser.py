@@ -6,6 +6,8 @@ from pathlib import Path
 
 from winnow.cli.line import Command, Parser, read_line
 
+PRECISIONS = ("fp32", "bf16", "int8", "int4")  # engine.generate.DTYPES, which importing torch would cost
+
 
 def _whole(text: str) -> int:
     try:
@@ -36,14 +38,6 @@ def _bias(text: str) -> tuple[int, float]:
     return _whole(token), _real(value)
 
 
-def _dtype(text: str) -> str:
-    if text in ("int8", "int4"):
-        raise argparse.ArgumentTypeError(f"{text} is not in this version, expected fp32 or bf16")
-    if text not in ("fp32", "bf16"):
-        raise argparse.ArgumentTypeError(f"{text!r} is unknown, expected fp32 or bf16")
-    return text
-
-
 def _engines(text: str) -> tuple[str, ...]:
     """Read a list of engines separated by commas."""
     names = tuple(name.strip() for name in text.split(","))
@@ -55,9 +49,9 @@ def _engines(text: str) -> tuple[str, ...]:
     return names
 
 
-def _add_model_options(parser: Parser, dtype: str = "bf16") -> None:
+def _add_model_options(parser: Parser, dtype: str = "bf16", among: Sequence[str] = PRECISIONS) -> None:
     parser.add_argument(
-        "--dtype", type=_dtype, default=dtype, help=f"fp32 or bf16, in which the weights are held ({dtype})"
+        "--dtype", choices=among, default=dtype, help=f"in which the weights are held ({dtype})"
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="default: the processors at hand")
     parser.add_argument("--offline", action="store_true", help="never reach for the network")
@@ -169,7 +163,7 @@ def _add_calibrate(parser: Parser) -> None:
         help="from the MLP's own input (default), its attention's, or the MLP's of the layer below",
     )
     _add_limit(parser)
-    _add_model_options(parser, "fp32")
+    _add_model_options(parser, "fp32", among=("fp32", "bf16"))
 
 
 def _add_limit(parser: Parser) -> None:

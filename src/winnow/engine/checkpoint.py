@@ -24,6 +24,7 @@ from torch import Tensor
 from winnow.base.errors import ModelError, UsageError
 from winnow.engine.config import Fields, ModelConfig, brief, read_json, refuse_lfs_pointer
 from winnow.engine.families import parse_config
+from winnow.kernels import int4
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -50,6 +51,8 @@ QUANTISED = re.compile(
 )
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 ITEM_BYTES = {name: dtype.itemsize for dtype, name in DTYPE_NAMES.items()}
+# What a weight takes once it is loaded, scales included.
+WEIGHT_BYTES = {torch.float32: 4.0, torch.bfloat16: 2.0, torch.int8: 1.01, int4: 0.5625}
 # Keys of config.json that say who saved it, not what it is.
 VOLATILE_KEYS = ("_name_or_path", "transformers_version")
 
@@ -109,7 +112,7 @@ class Checkpoint:
         described = [self.describe(name) for name in self.names()]
         n_weights = sum(math.prod(shape) for shape, _ in described)
         stored = [math.prod(shape) * ITEM_BYTES.get(type_name, 8) for shape, type_name in described]
-        return n_weights * dtype.itemsize + max(stored, default=0)
+        return math.ceil(n_weights * WEIGHT_BYTES[dtype]) + max(stored, default=0)
 
     def content_hash(self) -> str:
         """Hex SHA-256 of config and weights: small files whole, others by header and 16 MiB of samples.

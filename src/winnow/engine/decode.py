@@ -7,17 +7,18 @@
         x += mlp(norm(x), active)          one contiguous record per active neuron
     logits = head(norm(x))
 
-`model.py` defines the same act in plain torch. Here every line is one kernel call on buffers made once.
-A predictor runs as soon as what it reads is known, which may be before the layer's attention or in the
-layer below (Lookahead). A layer without a predictor computes all its neurons.
+`model.py` defines the same act in plain torch. Here every line is one kernel call on buffers made once,
+recorded on a tape when a decoding begins and run once per token. A predictor runs as soon as what it reads is
+known, which may be before the layer's attention or in the layer below (Lookahead). A layer without a
+predictor computes all its neurons.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+import torch
 from jaxtyping import Float32
 
 from winnow.engine.cache import KvCache
@@ -25,11 +26,11 @@ from winnow.engine.config import ModelConfig
 from winnow.engine.families import rotary_table
 from winnow.engine.sparsity.predictor import Lookahead, Predictor
 from winnow.engine.sparsity.sparse_mlp import WinnowedMlp
-from winnow.engine.weights import Linear, Norm, Weights
+from winnow.engine.weights import Weights
 from winnow.kernels import Cpu
 
 Vector = Float32[np.ndarray, " _"]  # D, or the length that the operand beside it gives
-Rotation = tuple[Float32[np.ndarray, " E_half"], Float32[np.ndarray, " E_half"]]  # cosine, sine
+ROTARY_POSITIONS = 256  # whose angles are computed at once
 
 
 @final
@@ -87,120 +88,161 @@ class Schedule:
 
 @final
 class Decoder:
-    """Decodes token by token on the CPU, counting as it goes.
-
-    Same bits for any number of threads. Reads all attention and head weights, and of each MLP the predictor
-    and the records of the selected neurons. One sequence at a time.
-    """
+    """Decodes on the CPU: what all decodings of one model with one set of predictors share."""
 
     def __init__(self, weights: Weights, predictors: Sequence[Predictor | None], cpu: Cpu) -> None:
-        """Make the buffers; no weight is copied."""
+        """Remember all three; no weight is copied."""
         self.weights = weights
         self.predictors = predictors
         self.cpu = cpu
         self.schedule = Schedule.of(predictors)
-        self.buffers = _Buffers(weights.config)
-        pairs = zip(weights.layers, predictors, strict=True)
-        self.mlps = [WinnowedMlp(layer, predictor, cpu) for layer, predictor in pairs]
-        self.counts = self.start()
 
-    def start(self) -> DecodeCounts:
-        """Begin a new count and return it; later steps add to it."""
-        n_neurons, n_layers = self.weights.config.n_neurons, self.weights.config.n_layers
-        self.counts = DecodeCounts(n_neurons, [0] * n_layers, [0] * n_layers, [0.0] * n_layers)
-        return self.counts
+    def start(self, cache: KvCache) -> "Decoding":
+        """Begin to decode after the positions that `cache` holds, or will hold at the first step.
 
-    def step(self, token: int, cache: KvCache) -> Float32[np.ndarray, " V"]:
+        Costs some 200 recorded calls, about a millisecond. The cache must not grow before the last step.
+        """
+        return Decoding(self, cache)
+
+
+@final
+class Decoding:
+    """One sequence under way, token by token, counting as it goes.
+
+    Same bits for any number of threads. Reads all attention and head weights, and of each MLP the predictor
+    and the records of the selected neurons.
+    """
+
+    def __init__(self, decoder: Decoder, cache: KvCache) -> None:
+        """Make the buffers and record a step."""
+        self.decoder = decoder
+        self.cache = cache
+        weights, config = decoder.weights, decoder.weights.config
+        self.counts = DecodeCounts(
+            config.n_neurons, [0] * config.n_layers, [0] * config.n_layers, [0.0] * config.n_layers
+        )
+        self._buffers = _Buffers(config)
+        self._tape = decoder.cpu.tape()
+        pairs = zip(weights.layers, decoder.predictors, strict=True)
+        self._mlps = [WinnowedMlp(layer, predictor, self._tape) for layer, predictor in pairs]
+        self._angles = _Angles(config)
+        self._record()
+
+    def step(self, token: int) -> Float32[np.ndarray, " V"]:
         """Return the logits after `token`, which stands at position ``cache.length``; the cache grows by one.
 
         The array is fresh. The cache must have room and `token` lie in the vocabulary: callers check.
         """
-        weights, buffers = self.weights, self.buffers
-        x = self._embed(token, cache.length)
-        rotation = self._rotation(cache.length)
-        for index, layer in enumerate(weights.layers):
-            before_s = time.perf_counter()
-            if weights.config.is_pre_norm:
-                self._norm(layer.attention_norm, x, buffers.normed)
-                self._select(self.schedule.at_attention[index], buffers.normed)
-                x += self._attention(index, buffers.normed, cache, rotation)
-                self._norm(layer.mlp_norm, x, buffers.normed)
-                x += self._mlp(index, buffers.normed)
-            else:  # OPT-350m norms after the sum
-                self._select(self.schedule.at_attention[index], x)
-                x += self._attention(index, x, cache, rotation)
-                self._norm(layer.attention_norm, x, x)
-                x += self._mlp(index, x)
-                self._norm(layer.mlp_norm, x, x)
-            self.counts.seconds[index] += time.perf_counter() - before_s
-        cache.length += 1
-        self.counts.steps += 1
-        return self._logits(x)
+        buffers, position = self._buffers, self.cache.length
+        self._embed(token, position)
+        self._angles.write(position, buffers.cos, buffers.sin)
+        buffers.position[0] = position
+        self._tape.run()
+        self.cache.length += 1
+        self._count(position)
+        return buffers.logits.copy()
 
-    def _embed(self, token: int, position: int) -> Vector:
-        weights = self.weights
-        x = weights.embed[token].float().numpy()
-        if weights.project_in is not None:
-            x = self._linear(weights.project_in, x, np.empty(weights.config.width, np.float32))
+    def _embed(self, token: int, position: int) -> None:
+        weights, buffers = self.decoder.weights, self._buffers
+        buffers.embedded[:] = weights.embed.rows(torch.tensor([token]))[0].numpy()
         if weights.positions is not None:
-            x = x + weights.positions[position].float().numpy()
-        return x if x.flags.owndata else x.copy()  # x is added to: it must not be the embedding's own row
+            buffers.placed[:] = weights.positions[position].float().numpy()
 
-    def _rotation(self, position: int) -> Rotation | None:
-        config = self.weights.config
-        if config.rope is None:
-            return None
-        cos, sin = rotary_table(config.rope, config.head_width, position, 1)
-        return cos[0].numpy(), sin[0].numpy()
+    def _record(self) -> None:
+        """Record the act: from the token's embedding to the logits."""
+        weights, buffers, tape = self.decoder.weights, self._buffers, self._tape
+        x, normed = buffers.x, buffers.normed
+        if weights.project_in is not None:
+            weights.project_in.apply(tape, buffers.embedded, x)
+        if weights.positions is not None:
+            tape.add(buffers.placed, x)
+        for index, layer in enumerate(weights.layers):
+            tape.clock(buffers.times[index])
+            if weights.config.is_pre_norm:
+                layer.attention_norm.apply(tape, x[None], normed[None])
+                self._select(self.decoder.schedule.at_attention[index], normed)
+                tape.add(self._attention(index, normed), x)
+                layer.mlp_norm.apply(tape, x[None], normed[None])
+                tape.add(self._mlp(index, normed), x)
+            else:  # OPT-350m norms after the sum
+                self._select(self.decoder.schedule.at_attention[index], x)
+                tape.add(self._attention(index, x), x)
+                layer.attention_norm.apply(tape, x[None], x[None])
+                tape.add(self._mlp(index, x), x)
+                layer.mlp_norm.apply(tape, x[None], x[None])
+        tape.clock(buffers.times[-1])
+        if weights.final_norm is not None:
+            weights.final_norm.apply(tape, x[None], x[None])
+        if weights.project_out is not None:
+            weights.project_out.apply(tape, x, buffers.projected)
+        weights.head.apply(tape, x if weights.project_out is None else buffers.projected, buffers.logits)
 
-    def _attention(self, index: int, x: Vector, cache: KvCache, rotation: Rotation | None) -> Vector:
-        """Return attention over all positions up to this one, its key and value stored first."""
-        layer, block, buffers = self.weights.layers[index], cache.blocks[index], self.buffers
-        self._linear(layer.qkv, x, buffers.qkv)
+    def _attention(self, index: int, x: Vector) -> Vector:
+        """Record attention over all positions up to this one, its key and value stored first."""
+        layer, block, buffers, tape = (
+            self.decoder.weights.layers[index],
+            self.cache.blocks[index],
+            self._buffers,
+            self._tape,
+        )
+        layer.qkv.apply(tape, x, buffers.qkv)
         for norm, heads in ((layer.q_norm, buffers.q), (layer.k_norm, buffers.k)):
             if norm is not None:
-                norm.apply(self.cpu, heads, heads)
-        position = cache.length
-        if rotation is not None:
-            self.cpu.rotate(buffers.q, *rotation)
-            self.cpu.rotate(buffers.k, *rotation)
-        self.cpu.append_kv(block, position, buffers.k, buffers.v)
-        start = 0 if layer.window is None else max(position + 1 - layer.window, 0)
-        scale = block.head_width**-0.5
-        self.cpu.attend(buffers.q, block, start, position + 1, scale, buffers.mixed)
-        kv_bytes = 2 * (position + 1 - start) * block.n_kv_heads * block.head_width * block.dtype.itemsize
-        self.counts.n_bytes[index] += layer.qkv.n_bytes + layer.out.n_bytes + kv_bytes
-        return self._linear(layer.out, buffers.mixed.reshape(-1), buffers.attended)
+                norm.apply(tape, heads, heads)
+        if self.decoder.weights.config.rope is not None:
+            tape.rotate(buffers.q, buffers.cos, buffers.sin)
+            tape.rotate(buffers.k, buffers.cos, buffers.sin)
+        tape.append_kv(block, buffers.position, buffers.k, buffers.v)
+        tape.attend(
+            buffers.q, block, buffers.position, layer.window or 0, block.head_width**-0.5, buffers.mixed
+        )
+        layer.out.apply(tape, buffers.mixed.reshape(-1), buffers.attended)
+        return buffers.attended
 
     def _select(self, layers: Sequence[int], view: Vector) -> None:
-        """Let the predictors of `layers`, which read `view`, list the neurons to compute."""
+        """Record the predictors of `layers`, which read `view` and list the neurons to compute."""
         for index in layers:
-            self.mlps[index].select(view)
+            self._mlps[index].select(view)
 
     def _mlp(self, index: int, x: Vector) -> Vector:
-        """Return the contribution of the neurons that the predictor selects; of all where there is none."""
-        mlp, out = self.mlps[index], self.buffers.mlp
-        self._select(self.schedule.at_mlp[index], x)
-        mlp.apply(x, out)
-        self.counts.active[index] += mlp.n_active
-        self.counts.n_bytes[index] += mlp.n_bytes
-        return out
+        """Record the contribution of the neurons that the predictor selects; of all where there is none."""
+        self._select(self.decoder.schedule.at_mlp[index], x)
+        self._mlps[index].apply(x, self._buffers.mlp)
+        return self._buffers.mlp
 
-    def _logits(self, x: Vector) -> Float32[np.ndarray, " V"]:
-        weights = self.weights
-        if weights.final_norm is not None:
-            self._norm(weights.final_norm, x, x)
-        if weights.project_out is not None:
-            x = self._linear(weights.project_out, x, np.empty(weights.config.embed_width, np.float32))
-        self.counts.head_bytes += weights.head.n_bytes
-        return self._linear(weights.head, x, np.empty(weights.config.vocab_size, np.float32))
+    def _count(self, position: int) -> None:
+        """Add what the step that stood at `position` has read and waited for."""
+        weights, counts = self.decoder.weights, self.counts
+        times = self._buffers.times[:, 0].tolist()
+        for index, (layer, mlp, block) in enumerate(
+            zip(weights.layers, self._mlps, self.cache.blocks, strict=True)
+        ):
+            seen = min(position + 1, layer.window or position + 1)
+            kv_bytes = 2 * seen * block.n_kv_heads * block.head_width * block.dtype.itemsize
+            counts.active[index] += mlp.n_active
+            counts.n_bytes[index] += layer.qkv.n_bytes + layer.out.n_bytes + kv_bytes + mlp.n_bytes
+            counts.seconds[index] += times[index + 1] - times[index]
+        counts.head_bytes += weights.head.n_bytes
+        counts.steps += 1
 
-    def _linear(self, linear: Linear, x: Vector, out: Vector) -> Vector:
-        linear.apply(self.cpu, x, out)
-        return out
 
-    def _norm(self, norm: Norm, x: Vector, out: Vector) -> None:
-        norm.apply(self.cpu, x[None], out[None])
+class _Angles:
+    """Cosines and sines of rotary positions, computed some hundred positions at a time."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        self._start = -1
+        self._table: tuple[np.ndarray, np.ndarray] | None = None
+
+    def write(self, position: int, cos: Vector, sin: Vector) -> None:
+        """Write the angles of `position`; nothing where the model has none."""
+        if self._config.rope is None:
+            return
+        start = position // ROTARY_POSITIONS * ROTARY_POSITIONS
+        if self._table is None or start != self._start:
+            table = rotary_table(self._config.rope, self._config.head_width, start, ROTARY_POSITIONS)
+            self._start, self._table = start, (table[0].numpy(), table[1].numpy())
+        cos[:], sin[:] = self._table[0][position - start], self._table[1][position - start]
 
 
 class _Buffers:
@@ -208,6 +250,14 @@ class _Buffers:
 
     def __init__(self, config: ModelConfig) -> None:
         n_q, n_kv, _ = config.qkv_rows
+        self.position = np.zeros(1, np.int64)
+        self.times = np.zeros((config.n_layers + 1, 1))
+        self.x = np.empty(config.width, np.float32)
+        is_projected = config.embed_width != config.width
+        self.embedded = np.empty(config.embed_width, np.float32) if is_projected else self.x
+        self.placed = np.empty(config.width, np.float32)
+        self.cos = np.empty(config.head_width // 2, np.float32)
+        self.sin = np.empty(config.head_width // 2, np.float32)
         self.normed = np.empty(config.width, np.float32)
         self.qkv = np.empty(n_q + 2 * n_kv, np.float32)
         self.q = self.qkv[:n_q].reshape(config.n_heads, config.head_width)  # views of qkv
@@ -216,3 +266,5 @@ class _Buffers:
         self.mixed = np.empty((config.n_heads, config.head_width), np.float32)
         self.attended = np.empty(config.width, np.float32)
         self.mlp = np.empty(config.width, np.float32)
+        self.projected = np.empty(config.embed_width, np.float32)
+        self.logits = np.empty(config.vocab_size, np.float32)

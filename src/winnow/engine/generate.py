@@ -22,11 +22,11 @@ from winnow.engine.sampling import SamplingOptions, pick
 from winnow.engine.sparsity import Plan, find_plan, open_plan
 from winnow.engine.tokenizer import StreamDecoder, Tokenizer
 from winnow.engine.weights import Weights
-from winnow.kernels import open_cpu
+from winnow.kernels import int4, open_cpu
 
 # Per position. No tokenizer packs text this densely, and a text beyond it takes seconds to cut into tokens.
 MOST_CHARACTERS = 1024
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "int4": int4}
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Session:
     def begin(self, ids: Sequence[int], capacity: int) -> KvCache:
         """Return the cache with the beginning of `ids`, its last token aside, and room for `capacity`."""
         if self.cache is None:
-            self.cache = KvCache(self.weights.config, capacity, self.weights.embed.dtype)
+            self.cache = KvCache(self.weights.config, capacity, self.weights.cache_dtype)
         elif self.cache.capacity < capacity:
             most = self.weights.config.n_positions
             self.cache.grow(max(capacity, min(2 * self.cache.capacity, most)))
@@ -247,14 +247,14 @@ class Engine:
         text = _Text(self.tokenizer, options.stop)
         cache = session.begin(ids, len(ids) + options.max_tokens)
         history = session.tokens
-        counts = self.decoder.start()
+        decoding = self.decoder.start(cache)
         with torch_threads(self.cpu.threads), torch.inference_mode():
             logits = prefill(self.weights, torch.tensor(ids[cache.length :]), cache).numpy()
         first_s = decode_s = 0.0
         for step in range(options.max_tokens):
             if step:
                 before_s = time.perf_counter()
-                logits = self.decoder.step(history[-1], cache)
+                logits = decoding.step(history[-1])
                 decode_s += time.perf_counter() - before_s
             else:
                 first_s = time.perf_counter() - started_s
@@ -266,7 +266,7 @@ class Engine:
             reason = ("stop" if ends or text.stopped else "length") if last else None
             if last:
                 shown += text.flush()
-                self.last_stats = self._stats(session, len(ids), (first_s, decode_s), counts)
+                self.last_stats = self._stats(session, len(ids), (first_s, decode_s), decoding.counts)
             yield Piece(shown, token, _logprob(logits, token) if options.logprobs else None, reason)
             if last:
                 return

@@ -46,7 +46,7 @@ Rotation = tuple[Tensor, Tensor]  # cosine and sine, [T, E/2] each
 
 def embed(weights: Weights, ids: Int64[Tensor, " T"], start: int) -> Float32[Tensor, "T D"]:
     """Return the rows of the tokens `ids`, which stand at positions start, start + 1, ..."""
-    x = weights.embed[ids].float()
+    x = weights.embed.rows(ids)
     if weights.project_in is not None:
         x = weights.project_in(x)
     if weights.positions is not None:

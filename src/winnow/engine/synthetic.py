@@ -1,8 +1,8 @@
 """Synthetic: random models of known shapes, for timing without a download.   (floor 5 · engine)
 
-    OPT     fc1 is a product of rank D/16 and its biases are shifted, layer by layer, until the asked share of
-            neurons fires on random tokens. The two factors are then a predictor of that rank that is exact up
-            to rounding, and sparse and dense decoding must give the same tokens.
+    OPT     fc1 is a product of rank D/16, of two int8 factors, and its biases are shifted, layer by layer,
+            until the asked share of neurons fires on random tokens. The two factors are then a predictor of
+            that rank that is exact up to rounding, and sparse and dense decoding must give the same tokens.
     Llama   SiLU is never zero, so no choice of neurons is exact. Each layer's gate thresholds let through the
             asked share on random tokens; sparse and dense decoding may part.
 
@@ -24,7 +24,7 @@ from winnow.engine.families import load_weights, parse_config
 from winnow.engine.model import MlpInputs, dense_mlp, forward, weighted_sum
 from winnow.engine.sparsity.predictor import GatePredictor, LowRankPredictor, Predictor
 from winnow.engine.weights import Layer, Weights, product
-from winnow.kernels import Matrix
+from winnow.kernels import QuantisedMatrix
 
 OPT_SHAPES = {  # layers, width, heads
     "opt-125m": (12, 768, 12),
@@ -143,22 +143,25 @@ def synthetic_model(raw_config: dict, dtype: torch.dtype, density: float, seed: 
 
 
 def _synthetic_opt(raw: dict, dtype: torch.dtype, density: float, draws: torch.Generator) -> SyntheticModel:
-    tensors, predictors = _opt_tensors(raw, dtype, draws)
+    stored = dtype if dtype.is_floating_point else torch.bfloat16
+    tensors, predictors = _opt_tensors(raw, stored, draws)
     source = DictSource(parse_config(raw), tensors)
     weights = load_weights(source, dtype)
     _shift_biases(weights, density, draws)
     for index, (layer, predictor) in enumerate(zip(weights.layers, predictors, strict=True)):
         # The biases were set in fp32 and belong to the checkpoint in its dtype; both hold the rounded value.
         for name, bias in (("fc1", layer.mlp.bias), ("fc2", _out_bias(layer))):
-            rounded = bias.to(dtype)
+            rounded = bias.to(stored)
             bias.copy_(rounded)
             tensors[f"model.decoder.layers.{index}.{name}.bias"].copy_(rounded)
         predictor.bias.copy_(layer.mlp.bias + ROUNDING_MARGIN)
-    return SyntheticModel(source, raw, weights, tuple(predictors), is_exact=True)
+    # fc1 rounded to int8 or int4 has no rank of its own any more, and the predictor is of the one before.
+    return SyntheticModel(source, raw, weights, tuple(predictors), is_exact=dtype.is_floating_point)
 
 
 def _synthetic_llama(raw: dict, dtype: torch.dtype, density: float, draws: torch.Generator) -> SyntheticModel:
-    source = DictSource(parse_config(raw), _llama_tensors(raw, dtype, draws))
+    stored = dtype if dtype.is_floating_point else torch.bfloat16
+    source = DictSource(parse_config(raw), _llama_tensors(raw, stored, draws))
     weights = load_weights(source, dtype)
     return SyntheticModel(source, raw, weights, _gate_predictors(weights, density, draws), is_exact=False)
 
@@ -193,13 +196,13 @@ def _opt_tensors(
             tensors[f"{layer}self_attn.{name}.bias"] = zeros(width)
         for name in ("self_attn_layer_norm", "final_layer_norm"):
             tensors[f"{layer}{name}.weight"], tensors[f"{layer}{name}.bias"] = ones(width), zeros(width)
-        down = normal(rank, width, scale=width**-0.5)
-        up = normal(n_neurons, rank, scale=rank**-0.5)
-        tensors[f"{layer}fc1.weight"] = (up.float() @ down.float()).to(dtype)
+        down = QuantisedMatrix.of(normal(rank, width, scale=width**-0.5))
+        up = QuantisedMatrix.of(normal(n_neurons, rank, scale=rank**-0.5))
+        tensors[f"{layer}fc1.weight"] = (up.weight @ down.weight).to(dtype)
         tensors[f"{layer}fc1.bias"] = zeros(n_neurons)
         tensors[f"{layer}fc2.weight"] = normal(width, n_neurons, scale=2 * n_neurons**-0.5)
         tensors[f"{layer}fc2.bias"] = zeros(width)
-        predictors.append(LowRankPredictor(Matrix(down), Matrix(up), torch.zeros(n_neurons)))
+        predictors.append(LowRankPredictor(down, up, torch.zeros(n_neurons)))
     return tensors, predictors
 
 
@@ -244,7 +247,7 @@ def _gate_predictors(weights: Weights, density: float, draws: torch.Generator) -
         return weighted_sum(layer, gates * ups * predictor.selected(layer, inputs))
 
     with torch.inference_mode():
-        forward(weights, ids, KvCache(config, SPREAD_TOKENS, weights.embed.dtype), mlp=choosing)
+        forward(weights, ids, KvCache(config, SPREAD_TOKENS, weights.cache_dtype), mlp=choosing)
     return tuple(predictors)
 
 
@@ -271,7 +274,7 @@ def _shift_biases(weights: Weights, density: float, draws: torch.Generator) -> N
         return y + _out_bias(layer)
 
     with torch.inference_mode():
-        forward(weights, ids, KvCache(config, SPREAD_TOKENS, weights.embed.dtype), mlp=shifting)
+        forward(weights, ids, KvCache(config, SPREAD_TOKENS, weights.cache_dtype), mlp=shifting)
 
 
 def _out_bias(layer: Layer) -> Float[Tensor, " D"]:

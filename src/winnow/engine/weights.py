@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from winnow.engine.config import ModelConfig
-from winnow.kernels import Activation, Cpu, Matrix, NeuronRecords
+from winnow.kernels import Activation, AnyMatrix, Calls, NeuronRecords
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """``y = x @ matrix.T + bias``; reads ``M * D * itemsize`` bytes of weight."""
+    """``y = x @ matrix.T + bias``; reads the matrix's bytes."""
 
-    matrix: Matrix
+    matrix: AnyMatrix
     bias: Float32[Tensor, " M"] | None = None
 
     @property
@@ -37,9 +37,9 @@ class Linear:
         y = product(x, self.matrix.weight)
         return y if self.bias is None else y + self.bias
 
-    def apply(self, cpu: Cpu, x: Float32[np.ndarray, " D"], out: Float32[np.ndarray, " M"]) -> None:
+    def apply(self, calls: Calls, x: Float32[np.ndarray, " D"], out: Float32[np.ndarray, " M"]) -> None:
         """Write the product for one row into `out`."""
-        cpu.linear(x, self.matrix, self._bias, out)
+        calls.linear(x, self.matrix, self._bias, out)
 
     @cached_property
     def _bias(self) -> np.ndarray | None:
@@ -59,9 +59,9 @@ class LayerNorm:
         """Return the rows, each normalised."""
         return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
-    def apply(self, cpu: Cpu, x: Float32[np.ndarray, "N D"], out: Float32[np.ndarray, "N D"]) -> None:
+    def apply(self, calls: Calls, x: Float32[np.ndarray, "N D"], out: Float32[np.ndarray, "N D"]) -> None:
         """Write the normalised rows into `out`, which may be `x`."""
-        cpu.layer_norm(x, self._weight, self._bias, self.eps, out)
+        calls.layer_norm(x, self._weight, self._bias, self.eps, out)
 
     @cached_property
     def _weight(self) -> np.ndarray:
@@ -84,9 +84,9 @@ class RmsNorm:
         """Return the rows, each normalised."""
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
 
-    def apply(self, cpu: Cpu, x: Float32[np.ndarray, "N D"], out: Float32[np.ndarray, "N D"]) -> None:
+    def apply(self, calls: Calls, x: Float32[np.ndarray, "N D"], out: Float32[np.ndarray, "N D"]) -> None:
         """Write the normalised rows into `out`, which may be `x`."""
-        cpu.rms_norm(x, self._weight, self.eps, out)
+        calls.rms_norm(x, self._weight, self.eps, out)
 
     @cached_property
     def _weight(self) -> np.ndarray:
@@ -139,13 +139,18 @@ class Weights:
     """All tensors of one model; a tied head shares the embedding's memory."""
 
     config: ModelConfig
-    embed: Float[Tensor, "V embed"]
+    embed: AnyMatrix  # [V, embed]
     positions: Float[Tensor, "positions D"] | None  # OPT: row p belongs to position p
     project_in: Linear | None
     layers: tuple[Layer, ...]
     final_norm: Norm | None
     project_out: Linear | None
     head: Linear
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """In which keys and values are held: the weights' type, bfloat16 beside int8 and int4."""
+        return self.embed.dtype if self.embed.dtype.is_floating_point else torch.bfloat16
 
 
 def product(x: Float32[Tensor, "T D"], weight: Float[Tensor, "M D"]) -> Float32[Tensor, "T M"]:

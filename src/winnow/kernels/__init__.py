@@ -1,10 +1,14 @@
 """Kernels: the arithmetic of a decode step, each kernel beside its definition.   (floor 1 · kernels)
 
 native/             the compiled module, or the knowledge that it is absent
-operands.py         weights and caches in the layout the kernels read
+operands.py         what operands have in common; keys and values
+matrices.py         weights as floats, bytes, halves of bytes
+records.py          the weights of an MLP, neuron by neuron
 checks.py           what the public functions refuse
-cpu.py              Cpu: what an implementation offers; the hot calls
+cpu.py              Cpu, Tape: what an implementation offers; the hot calls
 linear/             matrix times vector
+gathered_linear/    some heads' blocks of a matrix
+add/                onto the residual stream
 norm/               layer norm, RMS norm
 rotary/             rotary positions
 decode_attention/   one query per head against the cache
@@ -16,45 +20,41 @@ compiled.py         NativeCpu: everything compiled
 choice.py           open_cpu: which of them this machine gets
 """
 
-from winnow.kernels.active_set import active_set, active_set_reference
+from winnow.kernels.active_set import active_set
 from winnow.kernels.choice import isa_levels, open_cpu, read_bandwidth
-from winnow.kernels.cpu import Cpu
-from winnow.kernels.decode_attention import append_kv, attend, attend_reference
+from winnow.kernels.cpu import Calls, Cell, Cpu, Tape
+from winnow.kernels.decode_attention import append_kv, attend
 from winnow.kernels.gate_set import gate_set
-from winnow.kernels.gathered_mlp import dense_mlp, dense_mlp_reference, gathered_mlp, gathered_mlp_reference
-from winnow.kernels.linear import linear, linear_reference
-from winnow.kernels.norm import layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
-from winnow.kernels.operands import Activation, KvBlock, Matrix, NeuronRecords, QuantisedMatrix, relu, silu
-from winnow.kernels.rotary import rotate, rotate_reference
+from winnow.kernels.gathered_mlp import dense_mlp, gathered_mlp
+from winnow.kernels.linear import linear
+from winnow.kernels.matrices import AnyMatrix, Int4Matrix, Matrix, QuantisedMatrix, matrix
+from winnow.kernels.operands import Activation, KvBlock, int4, relu, silu
+from winnow.kernels.records import NeuronRecords
 
 __all__ = [
     "Activation",
+    "AnyMatrix",
+    "Calls",
+    "Cell",
     "Cpu",
+    "Int4Matrix",
     "KvBlock",
     "Matrix",
     "NeuronRecords",
     "QuantisedMatrix",
+    "Tape",
     "active_set",
-    "active_set_reference",
     "append_kv",
     "attend",
-    "attend_reference",
     "dense_mlp",
-    "dense_mlp_reference",
     "gate_set",
     "gathered_mlp",
-    "gathered_mlp_reference",
+    "int4",
     "isa_levels",
-    "layer_norm",
-    "layer_norm_reference",
     "linear",
-    "linear_reference",
+    "matrix",
     "open_cpu",
     "read_bandwidth",
     "relu",
-    "rms_norm",
-    "rms_norm_reference",
-    "rotate",
-    "rotate_reference",
     "silu",
 ]

@@ -1,32 +1,29 @@
-"""Cpu: what an implementation of the kernels offers.   (floor 1 · kernels)
+"""Cpu: what an implementation of the kernels offers, at once or recorded.   (floor 1 · kernels)
 
-The methods are the hot calls of a decode step. They take operands and C-contiguous float32 numpy arrays (a
-torch tensor's `.numpy()` is a view, made once) and write into arrays of the caller. Lengths and index ranges
-are checked (ValueError; TypeError for another dtype or layout), so that no call reads or writes outside an
-array. The functions of the kernel folders take tensors and explain what is wrong.
+The methods of Calls are the hot calls of a decode step. They take operands and C-contiguous float32 numpy
+arrays (a torch tensor's `.numpy()` is a view, made once) and write into arrays of the caller. What changes
+from step to step stands in cells, arrays of one element, so that a step recorded on a Tape can be run again
+and again: one crossing from Python instead of one per kernel. Lengths, positions and index ranges are checked
+(ValueError; TypeError for another dtype or layout), so that no call reads or writes outside an array.
+The functions of the kernel folders take tensors and explain what is wrong.
 """
 
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Float64, Int32, Int64
 
-from winnow.kernels.operands import Activation, AnyMatrix, KvBlock, NeuronRecords
+from winnow.kernels.matrices import AnyMatrix
+from winnow.kernels.operands import Activation, KvBlock
+from winnow.kernels.records import NeuronRecords
+
+Cell = Int64[np.ndarray, "1"]
+Listed = tuple[Int32[np.ndarray, " _"], Cell]  # room for a list, and how many of it count
 
 
 @runtime_checkable
-class Cpu(Protocol):
-    """The kernels on the CPU; every method gives the same bits for any number of threads."""
-
-    @property
-    def threads(self) -> int:
-        """The number of threads, the caller's among them."""
-        ...
-
-    @property
-    def isa(self) -> str:
-        """The instruction set in use, one of `isa_levels()`, or "torch" for the definitions."""
-        ...
+class Calls(Protocol):
+    """The kernels; every method gives the same bits for any number of threads."""
 
     def linear(
         self,
@@ -36,6 +33,10 @@ class Cpu(Protocol):
         out: Float32[np.ndarray, " M"],
     ) -> None:
         """Write ``weight @ x + bias``; reads ``M * D * itemsize`` bytes of weight."""
+        ...
+
+    def add(self, x: Float32[np.ndarray, " D"], out: Float32[np.ndarray, " D"]) -> None:
+        """Add `x` to `out`."""
         ...
 
     def layer_norm(
@@ -69,7 +70,7 @@ class Cpu(Protocol):
         ...
 
     def append_kv(
-        self, kv: KvBlock, position: int, k: Float32[np.ndarray, "K E"], v: Float32[np.ndarray, "K E"]
+        self, kv: KvBlock, position: Cell, k: Float32[np.ndarray, "K E"], v: Float32[np.ndarray, "K E"]
     ) -> None:
         """Store the key and the value of one position, rounded to the dtype of the cache."""
         ...
@@ -78,12 +79,41 @@ class Cpu(Protocol):
         self,
         q: Float32[np.ndarray, "H E"],
         kv: KvBlock,
-        start: int,
-        length: int,
+        position: Cell,
+        window: int,
         scale: float,
         out: Float32[np.ndarray, "H E"],
+        heads: Listed | None = None,
     ) -> None:
-        """Write the attention of `q` over the positions start..length-1."""
+        """Write the attention of `q`, which stands at `position`, over it and those before it.
+
+        ``window > 0`` hides all but the last `window` of them. With `heads`, only the heads that share
+        one of these kv heads are computed, and no other keys or values read.
+        """
+        ...
+
+    def gathered_rows(
+        self,
+        x: Float32[np.ndarray, " D"],
+        matrix: AnyMatrix,
+        bias: Float32[np.ndarray, " M"] | None,
+        blocks: Int32[np.ndarray, " K"],
+        count: Cell,
+        out: Float32[np.ndarray, " M"],
+    ) -> None:
+        """Write ``weight @ x + bias`` in the rows of the first `count` listed blocks, K blocks in all."""
+        ...
+
+    def gathered_columns(
+        self,
+        a: Float32[np.ndarray, " M"],
+        matrix: AnyMatrix,
+        bias: Float32[np.ndarray, " D"] | None,
+        blocks: Int32[np.ndarray, " K"],
+        count: Cell,
+        out: Float32[np.ndarray, " D"],
+    ) -> None:
+        """Write the sum of ``a[i] * weight[i]`` over the rows i of those blocks, plus `bias`."""
         ...
 
     def active_set(
@@ -94,8 +124,9 @@ class Cpu(Protocol):
         bias: Float32[np.ndarray, " F"],
         cap: int,
         indices: Int32[np.ndarray, " F"],
-    ) -> int:
-        """Write the neurons whose predicted pre-activation is above 0, ascending; return how many."""
+        count: Cell,
+    ) -> None:
+        """Write the neurons whose predicted pre-activation is above 0, ascending, and how many."""
         ...
 
     def gate_set(
@@ -105,9 +136,10 @@ class Cpu(Protocol):
         thresholds: Float32[np.ndarray, " F"],
         activation: Activation,
         indices: Int32[np.ndarray, " F"],
+        count: Cell,
         gates: Float32[np.ndarray, " F"],
-    ) -> int:
-        """Write all activated gates and the neurons above their thresholds, ascending; return how many.
+    ) -> None:
+        """Write all activated gates and the neurons above their thresholds, ascending, and how many.
 
         Gated records only; reads their gate rows and biases.
         """
@@ -117,12 +149,13 @@ class Cpu(Protocol):
         self,
         x: Float32[np.ndarray, " D"],
         records: NeuronRecords,
-        indices: Int32[np.ndarray, " A"],
+        indices: Int32[np.ndarray, " room"],
+        count: Cell,
         activation: Activation,
         out: Float32[np.ndarray, " D"],
         gates: Float32[np.ndarray, " F"] | None = None,
     ) -> None:
-        """Write the MLP's output over the listed neurons only.
+        """Write the MLP's output over the first `count` of the listed neurons only.
 
         With `gates`, the activated gates of all neurons by `gate_set`, gate rows are not read; gated records
         only, the same bits.
@@ -137,6 +170,38 @@ class Cpu(Protocol):
         out: Float32[np.ndarray, " D"],
     ) -> None:
         """Write the MLP's output over all neurons, reading every byte, in `gathered_mlp`'s order."""
+        ...
+
+    def clock(self, out: Float64[np.ndarray, "1"]) -> None:
+        """Write the seconds of a clock that only grows, as they are when the call runs."""
+        ...
+
+
+@runtime_checkable
+class Tape(Calls, Protocol):
+    """Calls are recorded, with the arrays and operands they name, and run together in order."""
+
+    def run(self) -> None:
+        """Make the recorded calls; the first that fails ends the run."""
+        ...
+
+
+@runtime_checkable
+class Cpu(Calls, Protocol):
+    """The kernels on the CPU: each call runs as it is made."""
+
+    @property
+    def threads(self) -> int:
+        """The number of threads, the caller's among them."""
+        ...
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use, one of `isa_levels()`, or "torch" for the definitions."""
+        ...
+
+    def tape(self) -> Tape:
+        """Return an empty tape, to be run by this object's threads."""
         ...
 
     def read_bandwidth(self, n_bytes: int, seconds: float) -> float:

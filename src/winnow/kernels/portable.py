@@ -4,69 +4,137 @@ The implementation for machines without a compiler, and the oracle of the tests.
 """
 
 import time
+from collections.abc import Callable
 from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Float64, Int32
 
 from winnow.kernels.active_set.reference import active_set_reference
+from winnow.kernels.add.reference import add_reference
+from winnow.kernels.cpu import Cell, Listed
 from winnow.kernels.decode_attention.reference import attend_reference
 from winnow.kernels.gate_set.reference import gate_set_reference
+from winnow.kernels.gathered_linear.reference import (
+    gathered_columns_reference,
+    gathered_rows_reference,
+)
 from winnow.kernels.gathered_mlp.reference import dense_mlp_reference, gathered_mlp_reference
 from winnow.kernels.linear.reference import linear_reference
+from winnow.kernels.matrices import AnyMatrix
 from winnow.kernels.norm.reference import layer_norm_reference, rms_norm_reference
-from winnow.kernels.operands import Activation, AnyMatrix, KvBlock, NeuronRecords
+from winnow.kernels.operands import Activation, KvBlock
+from winnow.kernels.records import NeuronRecords
 from winnow.kernels.rotary.reference import rotate_reference
 
 Array = Float32[np.ndarray, "..."]
+List = Int32[np.ndarray, "..."]
 
 
-@final
-class ReferenceCpu:
-    """Every kernel by its reference; the laws are those of `Cpu`."""
+class _ReferenceCalls:
+    """Every kernel by its reference; the laws are those of `Calls`."""
 
-    isa = "torch"
-
-    def __init__(self, threads: int) -> None:
-        """Remember `threads`; the arithmetic runs on torch's threads."""
-        self.threads = threads
+    def _take(self, call: Callable[[], None]) -> None:
+        """Make the call, or keep it."""
+        raise NotImplementedError
 
     def linear(self, x: Array, matrix: AnyMatrix, bias: Array | None, out: Array) -> None:
         """Write ``weight @ x + bias``."""
         shift = None if bias is None else torch.from_numpy(bias)
-        _write(out, linear_reference(torch.from_numpy(x), matrix.weight, shift))
+        self._take(lambda: _write(out, linear_reference(torch.from_numpy(x), matrix.weight, shift)))
+
+    def add(self, x: Array, out: Array) -> None:
+        """Add `x` to `out`."""
+        self._take(lambda: _write(out, add_reference(torch.from_numpy(x), torch.from_numpy(out))))
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float, out: Array) -> None:
         """Write the rows normalised to mean 0 and variance 1."""
         tensors = torch.from_numpy(x), torch.from_numpy(weight), torch.from_numpy(bias)
-        _write(out, layer_norm_reference(*tensors, eps))
+        self._take(lambda: _write(out, layer_norm_reference(*tensors, eps)))
 
     def rms_norm(self, x: Array, weight: Array, eps: float, out: Array) -> None:
         """Write the rows normalised to mean square 1."""
-        _write(out, rms_norm_reference(torch.from_numpy(x), torch.from_numpy(weight), eps))
+        tensors = torch.from_numpy(x), torch.from_numpy(weight)
+        self._take(lambda: _write(out, rms_norm_reference(*tensors, eps)))
 
     def rotate(self, x: Array, cos: Array, sin: Array) -> None:
         """Turn the pairs (j, j + E/2) of each head, in place."""
-        _write(x, rotate_reference(torch.from_numpy(x), torch.from_numpy(cos), torch.from_numpy(sin)))
+        tensors = torch.from_numpy(x), torch.from_numpy(cos), torch.from_numpy(sin)
+        self._take(lambda: _write(x, rotate_reference(*tensors)))
 
-    def append_kv(self, kv: KvBlock, position: int, k: Array, v: Array) -> None:
+    def append_kv(self, kv: KvBlock, position: Cell, k: Array, v: Array) -> None:
         """Store the key and the value of one position."""
-        kv.keys[:, position] = torch.from_numpy(k)
-        kv.values[:, position] = torch.from_numpy(v)
 
-    def attend(self, q: Array, kv: KvBlock, start: int, length: int, scale: float, out: Array) -> None:
-        """Write the attention of `q` over the positions start..length-1."""
-        keys, values = kv.keys[:, start:length], kv.values[:, start:length]
-        _write(out, attend_reference(torch.from_numpy(q), keys, values, scale))
+        def store() -> None:
+            at = _position(kv, position)
+            kv.keys[:, at] = torch.from_numpy(k)
+            kv.values[:, at] = torch.from_numpy(v)
+
+        self._take(store)
+
+    def attend(
+        self,
+        q: Array,
+        kv: KvBlock,
+        position: Cell,
+        window: int,
+        scale: float,
+        out: Array,
+        heads: Listed | None = None,
+    ) -> None:
+        """Write the attention of `q` over its own position and those before it, at most `window` if any."""
+
+        def mix() -> None:
+            end = _position(kv, position) + 1
+            start = max(end - window, 0) if window else 0
+            keys, values = kv.keys[:, start:end], kv.values[:, start:end]
+            mixed = attend_reference(torch.from_numpy(q), keys, values, scale)
+            if heads is None:
+                _write(out, mixed)
+                return
+            grouped = out.reshape(kv.n_kv_heads, -1)
+            chosen = heads[0][: int(heads[1][0])]
+            grouped[chosen] = mixed.numpy().reshape(kv.n_kv_heads, -1)[chosen]
+
+        self._take(mix)
+
+    def gathered_rows(
+        self, x: Array, matrix: AnyMatrix, bias: Array | None, blocks: List, count: Cell, out: Array
+    ) -> None:
+        """Write ``weight @ x + bias`` in the rows of the first `count` listed blocks."""
+
+        def compute() -> None:
+            listed = _listed(blocks, count)
+            y = gathered_rows_reference(torch.from_numpy(x), matrix.weight, listed, len(blocks)).numpy()
+            y = y if bias is None else y + bias
+            kept = np.isin(np.arange(len(y)) // (len(y) // len(blocks)), blocks[: int(count[0])])
+            out[kept] = y[kept]
+
+        self._take(compute)
+
+    def gathered_columns(
+        self, a: Array, matrix: AnyMatrix, bias: Array | None, blocks: List, count: Cell, out: Array
+    ) -> None:
+        """Write the sum of ``a[i] * weight[i]`` over the rows i of those blocks, plus `bias`."""
+
+        def compute() -> None:
+            listed = _listed(blocks, count)
+            y = gathered_columns_reference(torch.from_numpy(a), matrix.weight, listed, len(blocks))
+            _write(out, y if bias is None else y + torch.from_numpy(bias))
+
+        self._take(compute)
 
     def active_set(
-        self, x: Array, p1: AnyMatrix, p2: AnyMatrix, bias: Array, cap: int, indices: Int32[np.ndarray, " F"]
-    ) -> int:
-        """Write the neurons whose predicted pre-activation is above 0, ascending; return how many."""
-        chosen = active_set_reference(torch.from_numpy(x), p1.weight, p2.weight, torch.from_numpy(bias), cap)
-        indices[: len(chosen)] = chosen.numpy()
-        return len(chosen)
+        self, x: Array, p1: AnyMatrix, p2: AnyMatrix, bias: Array, cap: int, indices: List, count: Cell
+    ) -> None:
+        """Write the neurons whose predicted pre-activation is above 0, ascending, and how many."""
+        shift = torch.from_numpy(bias)
+        self._take(
+            lambda: _list(
+                indices, count, active_set_reference(torch.from_numpy(x), p1.weight, p2.weight, shift, cap)
+            )
+        )
 
     def gate_set(
         self,
@@ -74,37 +142,82 @@ class ReferenceCpu:
         records: NeuronRecords,
         thresholds: Array,
         activation: Activation,
-        indices: Int32[np.ndarray, " F"],
+        indices: List,
+        count: Cell,
         gates: Array,
-    ) -> int:
-        """Write all activated gates and the neurons above their thresholds, ascending; return how many."""
+    ) -> None:
+        """Write all activated gates and the neurons above their thresholds, ascending, and how many."""
         if not records.is_gated:
             raise ValueError("the records are ungated, expected gated ones.")
-        shift = torch.from_numpy(thresholds)
-        chosen, values = gate_set_reference(torch.from_numpy(x), records, shift, activation)
-        indices[: len(chosen)] = chosen.numpy()
-        _write(gates, values)
-        return len(chosen)
+
+        def select() -> None:
+            shift = torch.from_numpy(thresholds)
+            chosen, values = gate_set_reference(torch.from_numpy(x), records, shift, activation)
+            _list(indices, count, chosen)
+            _write(gates, values)
+
+        self._take(select)
 
     def gathered_mlp(
         self,
         x: Array,
         records: NeuronRecords,
-        indices: Int32[np.ndarray, " A"],
+        indices: List,
+        count: Cell,
         activation: Activation,
         out: Array,
         gates: Array | None = None,
     ) -> None:
-        """Write the MLP's output over the listed neurons only."""
+        """Write the MLP's output over the first `count` of the listed neurons only."""
         if gates is not None and not records.is_gated:
             raise ValueError("the records are ungated, expected gated ones.")
         known = None if gates is None else torch.from_numpy(gates)
-        tensors = torch.from_numpy(x), records, torch.from_numpy(indices)
-        _write(out, gathered_mlp_reference(*tensors, activation, known))
+
+        def compute() -> None:
+            chosen = torch.from_numpy(indices[: int(count[0])])
+            _write(out, gathered_mlp_reference(torch.from_numpy(x), records, chosen, activation, known))
+
+        self._take(compute)
 
     def dense_mlp(self, x: Array, records: NeuronRecords, activation: Activation, out: Array) -> None:
         """Write the MLP's output over all neurons."""
-        _write(out, dense_mlp_reference(torch.from_numpy(x), records, activation))
+        self._take(lambda: _write(out, dense_mlp_reference(torch.from_numpy(x), records, activation)))
+
+    def clock(self, out: Float64[np.ndarray, "1"]) -> None:
+        """Write the seconds of a clock that only grows."""
+        self._take(lambda: out.fill(time.perf_counter()))
+
+
+@final
+class ReferenceTape(_ReferenceCalls):
+    """Calls recorded, to be made in order."""
+
+    def __init__(self) -> None:
+        """Hold nothing yet."""
+        self._calls: list[Callable[[], None]] = []
+
+    def run(self) -> None:
+        """Make the recorded calls; the first that fails ends the run."""
+        for call in self._calls:
+            call()
+
+    def _take(self, call: Callable[[], None]) -> None:
+        self._calls.append(call)
+
+
+@final
+class ReferenceCpu(_ReferenceCalls):
+    """Every kernel by its reference, each call run as it is made."""
+
+    isa = "torch"
+
+    def __init__(self, threads: int) -> None:
+        """Remember `threads`; the arithmetic runs on torch's threads."""
+        self.threads = threads
+
+    def tape(self) -> ReferenceTape:
+        """Return an empty tape."""
+        return ReferenceTape()
 
     def read_bandwidth(self, n_bytes: int, seconds: float) -> float:
         """Return the best rate, in bytes per second, at which torch sums `n_bytes` of memory."""
@@ -115,6 +228,25 @@ class ReferenceCpu:
             memory.sum()
             best = max(best, memory.nbytes / (time.perf_counter() - started))
         return best
+
+    def _take(self, call: Callable[[], None]) -> None:
+        call()
+
+
+def _position(kv: KvBlock, position: Cell) -> int:
+    at = int(position[0])
+    if not 0 <= at < kv.capacity:
+        raise ValueError(f"position {at} lies outside the cache of {kv.capacity}.")
+    return at
+
+
+def _listed(blocks: List, count: Cell) -> torch.Tensor:
+    return torch.from_numpy(blocks[: int(count[0])])
+
+
+def _list(indices: List, count: Cell, chosen: torch.Tensor) -> None:
+    indices[: len(chosen)] = chosen.numpy()
+    count[0] = len(chosen)
 
 
 def _write(out: np.ndarray, result: torch.Tensor) -> None:

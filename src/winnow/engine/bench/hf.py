@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from winnow.engine.bench.runners import Turn
+from winnow.engine.bench.runners import PRECISIONS, Turn
 from winnow.engine.checkpoint import DictSource
 from winnow.engine.generate import torch_threads
 
@@ -53,6 +53,7 @@ class HfRunner:
 
     def __init__(self, model: PreTrainedModel, threads: int, vocab_size: int) -> None:
         self.model = model
+        self.dtype = PRECISIONS[next(model.parameters()).dtype]
         self.threads = threads
         self.vocab_size = vocab_size
         # A decode step reads every weight; of an embedding that is not the head too, one row only.

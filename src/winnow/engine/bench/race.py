@@ -32,7 +32,6 @@ class BenchOptions:
     """How long, how often, and on what name the figures are filed."""
 
     shape: str
-    dtype: str
     prompt_tokens: int = 128
     new_tokens: int = 64
     repeats: int = 5
@@ -102,7 +101,7 @@ def race(
         n_counted = min(len(_counted(taken, max(probes))) for taken in timed.values())
     tick(options.repeats + 1, "")
     machine = Machine(cpu_model(), cpu.threads, cpu.isa, max(probes), min(probes), commit())
-    rows = tuple(_row(name, taken, len(prompt), machine, options) for name, taken in timed.items())
+    rows = tuple(_row(each, timed[each.name], len(prompt), machine, options.shape) for each in runners)
     turns = {name: [each.turn for each in taken] for name, taken in timed.items()}
     failures = () if expected is None else tuple(_failures(turns, expected))
     return BenchReport(machine, rows, failures, tuple(_notes(rows, options, expected)))
@@ -112,16 +111,16 @@ def _counted(taken: Sequence[_Timed], best: float) -> list[Turn]:
     return [each.turn for each in taken if each.gb_per_s >= QUIET * best]
 
 
-def _row(name: str, taken: Sequence[_Timed], n_prompt: int, machine: Machine, options: BenchOptions) -> Row:
+def _row(runner: Runner, taken: Sequence[_Timed], n_prompt: int, machine: Machine, shape: str) -> Row:
     counted = _counted(taken, machine.read_gb_per_s)
     turns = counted or [each.turn for each in taken]
     speeds = [turn.tokens_per_second for turn in turns]
     speed = statistics.median(speeds)
     n_bytes = statistics.median(turn.bytes_per_token for turn in turns)
     return Row(
-        engine=name,
-        shape=options.shape,
-        dtype=options.dtype,
+        engine=runner.name,
+        shape=shape,
+        dtype=runner.dtype,
         mlp_density=statistics.median(turn.mlp_density for turn in turns),
         head_density=1.0,
         prompt_tokens=n_prompt,

@@ -9,11 +9,13 @@ import torch
 
 from winnow.engine.cache import KvCache
 from winnow.engine.decode import Decoder
-from winnow.engine.generate import torch_threads
+from winnow.engine.generate import DTYPES, torch_threads
 from winnow.engine.model import prefill
 from winnow.engine.sparsity.predictor import Predictor
 from winnow.engine.weights import Weights
 from winnow.kernels import Cpu
+
+PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Runner(Protocol):
         """The engine's name in the report."""
         ...
 
+    @property
+    def dtype(self) -> str:
+        """In which it holds the weights: fp32, bf16, int8, int4 or a name of its own."""
+        ...
+
     def run(self, prompt: Sequence[int], n_tokens: int) -> Turn:
         """Read `prompt`, decode `n_tokens` greedily from an empty cache."""
         ...
@@ -58,6 +65,7 @@ class WinnowRunner:
         vocab_size: int,
     ) -> None:
         self.name = "winnow-dense" if predictors is None else "winnow-sparse"
+        self.dtype = PRECISIONS[weights.embed.dtype]
         self.weights = weights
         self.cpu = cpu
         self.vocab_size = vocab_size
@@ -66,21 +74,21 @@ class WinnowRunner:
 
     def run(self, prompt: Sequence[int], n_tokens: int) -> Turn:
         """Read `prompt`, decode `n_tokens` greedily from an empty cache."""
-        cache = KvCache(self.weights.config, len(prompt) + n_tokens, self.weights.embed.dtype)
-        counts = self.decoder.start()
+        cache = KvCache(self.weights.config, len(prompt) + n_tokens, self.weights.cache_dtype)
         started_s = time.perf_counter()
+        decoding = self.decoder.start(cache)
         with torch_threads(self.cpu.threads), torch.inference_mode():
             logits = prefill(self.weights, torch.tensor(list(prompt)), cache).numpy()
         tokens = [int(logits[: self.vocab_size].argmax())]
         first_s = time.perf_counter()
         for _ in range(n_tokens - 1):
-            logits = self.decoder.step(tokens[-1], cache)
+            logits = decoding.step(tokens[-1])
             tokens.append(int(logits[: self.vocab_size].argmax()))
         ended_s = time.perf_counter()
         return Turn(
             ttft_s=first_s - started_s,
             decode_s=ended_s - first_s,
             token_ids=tuple(tokens),
-            mlp_density=counts.mlp_density,
-            bytes_per_token=counts.bytes_per_token,
+            mlp_density=decoding.counts.mlp_density,
+            bytes_per_token=decoding.counts.bytes_per_token,
         )

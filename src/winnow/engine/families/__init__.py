@@ -19,6 +19,7 @@ from winnow.engine.families import llama, opt
 from winnow.engine.families.rope import rotary_table
 from winnow.engine.families.tensors import Shapes, TensorSource
 from winnow.engine.weights import Weights
+from winnow.kernels import int4
 
 __all__ = ["MODEL_TYPES", "load_weights", "parse_config", "rotary_table", "tensor_shapes"]
 
@@ -54,6 +55,6 @@ def load_weights(source: TensorSource, dtype: torch.dtype) -> Weights:
     Every tensor's name, shape and type is checked before the first is read; tensors are then copied once,
     so peak memory is the model plus one tensor. Raises ModelError on any mismatch.
     """
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise UsageError(f"dtype is {dtype}, expected torch.float32 or torch.bfloat16.")
+    if dtype not in (torch.float32, torch.bfloat16, torch.int8, int4):
+        raise UsageError(f"dtype is {dtype}, expected torch.float32, bfloat16, int8 or int4.")
     return _FAMILIES[source.config.family].load(source, dtype)

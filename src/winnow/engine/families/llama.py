@@ -12,6 +12,7 @@ from winnow.engine.weights import Layer, Weights
 from winnow.kernels import relu, silu
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+EMBED = "model.embed_tokens.weight"
 ACTIVATIONS = {"relu": relu, "silu": silu, "swish": silu}
 # What transformers assumes when config.json leaves a key out.
 MISTRAL_KV_HEADS = 8
@@ -90,7 +91,7 @@ def shapes(config: ModelConfig) -> Shapes:
     """Return name and shape of each tensor of the checkpoint."""
     d, f = config.width, config.n_neurons
     q_rows, k_rows, v_rows = config.qkv_rows
-    table: Shapes = {"model.embed_tokens.weight": (config.vocab_size, d), "model.norm.weight": (d,)}
+    table: Shapes = {EMBED: (config.vocab_size, d), "model.norm.weight": (d,)}
     for index in range(config.n_layers):
         at = f"model.layers.{index}"
         table |= {f"{at}.input_layernorm.weight": (d,), f"{at}.post_attention_layernorm.weight": (d,)}
@@ -114,16 +115,16 @@ def load(source: TensorSource, dtype: torch.dtype) -> Weights:
     """Return the weights in `dtype` (norms and biases in float32), layer by layer."""
     config = source.config
     tensors = Tensors(source, shapes(config), dtype)
-    embed = tensors.matrix("model.embed_tokens.weight")
+    embed = tensors.matrix(EMBED)
     return Weights(
         config=config,
-        embed=embed.weight,
+        embed=embed,
         positions=None,
         project_in=None,
         layers=tuple(_layer(tensors, config, index) for index in range(config.n_layers)),
         final_norm=tensors.rms_norm("model.norm", config.norm_eps),
         project_out=None,
-        head=tensors.head(embed),
+        head=tensors.head(embed, EMBED),
     )
 
 

@@ -14,6 +14,7 @@ from winnow.kernels import relu
 MODEL_TYPES = ("opt",)
 UNUSED_POSITIONS = 2  # the table's first two rows stood for padding
 ROOT = "model.decoder"
+EMBED = f"{ROOT}.embed_tokens.weight"
 
 
 def parse(fields: Fields) -> ModelConfig:
@@ -57,7 +58,7 @@ def shapes(config: ModelConfig) -> Shapes:
     """Return name and shape of each tensor of the checkpoint."""
     d, w = config.width, config.embed_width
     table: Shapes = {
-        f"{ROOT}.embed_tokens.weight": (config.vocab_size, w),
+        EMBED: (config.vocab_size, w),
         f"{ROOT}.embed_positions.weight": (config.n_positions + UNUSED_POSITIONS, d),
     }
     if w != d:
@@ -79,18 +80,18 @@ def load(source: TensorSource, dtype: torch.dtype) -> Weights:
     """Return the weights in `dtype` (norms and biases in float32), layer by layer."""
     config = source.config
     tensors = Tensors(source, shapes(config), dtype)
-    embed = tensors.matrix(f"{ROOT}.embed_tokens.weight")
-    positions = tensors.matrix(f"{ROOT}.embed_positions.weight").weight[UNUSED_POSITIONS:]
+    embed = tensors.matrix(EMBED)
+    positions = tensors.table(f"{ROOT}.embed_positions.weight")[UNUSED_POSITIONS:]
     is_projected = config.embed_width != config.width
     return Weights(
         config=config,
-        embed=embed.weight,
+        embed=embed,
         positions=positions,
         project_in=tensors.linear(f"{ROOT}.project_in") if is_projected else None,
         layers=tuple(_layer(tensors, config, index) for index in range(config.n_layers)),
         final_norm=_norm(tensors, config, f"{ROOT}.final_layer_norm") if config.has_final_norm else None,
         project_out=tensors.linear(f"{ROOT}.project_out") if is_projected else None,
-        head=tensors.head(embed),
+        head=tensors.head(embed, EMBED),
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from winnow.base.errors import ModelError
 from winnow.engine.config import ModelConfig
 from winnow.engine.weights import LayerNorm, Linear, RmsNorm
-from winnow.kernels import Matrix, NeuronRecords
+from winnow.kernels import AnyMatrix, Matrix, NeuronRecords, matrix
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 HEAD = "lm_head.weight"
@@ -62,13 +62,24 @@ class Tensors:
         for name, shape in expected.items():
             self._check_layout(self._stored[name], shape)
 
-    def matrix(self, *names: str) -> Matrix:
+    @property
+    def float_dtype(self) -> torch.dtype:
+        """What is held as a float beside weights of `dtype`, such as positions."""
+        return self.dtype if self.dtype.is_floating_point else torch.bfloat16
+
+    def matrix(self, *names: str) -> AnyMatrix:
         """Return the matrices called `names` as one, their rows one after the other."""
+        if not self.dtype.is_floating_point:
+            return matrix(torch.cat([self._read(name) for name in names]), self.dtype)
         shapes = [self.expected[name] for name in names]
-        matrix = Matrix.empty(sum(shape[0] for shape in shapes), shapes[0][1], self.dtype)
-        for part, name in zip(matrix.weight.split([shape[0] for shape in shapes]), names, strict=True):
+        joined = Matrix.empty(sum(shape[0] for shape in shapes), shapes[0][1], self.dtype)
+        for part, name in zip(joined.weight.split([shape[0] for shape in shapes]), names, strict=True):
             part.copy_(self._read(name))
-        return matrix
+        return joined
+
+    def table(self, name: str) -> Tensor:
+        """Return the matrix called `name` as floats: rows that are looked up and added."""
+        return self._read(name).to(self.float_dtype)
 
     def vector(self, *names: str) -> Tensor:
         """Return the vectors called `names` as one, in float32."""
@@ -93,26 +104,27 @@ class Tensors:
         """Return one record per neuron, filled from the maps called `w_in`, `w_out` and, if gated, `w_up`."""
         n_neurons, width = self.expected[f"{w_in}.weight"]
         records = NeuronRecords.empty(n_neurons, width, self.dtype, w_up is not None)
-        records.w_in.copy_(self._read(f"{w_in}.weight"))
-        records.w_out.copy_(self._read(f"{w_out}.weight").T)
+        records.put("w_in", self._read(f"{w_in}.weight"))
+        records.put("w_out", self._read(f"{w_out}.weight").T)
         if has_bias:
             records.bias.copy_(self._read(f"{w_in}.bias"))
         if w_up is not None:
-            records.w_up.copy_(self._read(f"{w_up}.weight"))
+            records.put("w_up", self._read(f"{w_up}.weight"))
             if has_bias:
                 records.bias_up.copy_(self._read(f"{w_up}.bias"))
         return records
 
-    def head(self, embed: Matrix) -> Linear:
-        """Return the map to logits: `embed` itself when tied, else the stored head.
+    def head(self, embed: AnyMatrix, name: str) -> Linear:
+        """Return the map to logits: `embed`, stored as `name`, itself when tied, else the stored head.
 
         Raises ModelError when the config ties the head and the checkpoint holds a different one.
         """
         if HEAD in self.expected:
             return self.linear(HEAD.removesuffix(".weight"))
         if HEAD in self.source.names():
-            self._check_layout(HEAD, tuple(embed.weight.shape))
-            if not torch.equal(self.source.tensor(HEAD).to(self.dtype), embed.weight):
+            self._check_layout(HEAD, embed.shape)
+            held = [tensor.to(self.float_dtype) for tensor in (self.source.tensor(HEAD), self._read(name))]
+            if not torch.equal(*held):
                 raise ModelError(
                     f"{HEAD} differs from the embedding although config.json ties the two. "
                     "Set tie_word_embeddings to false to use the stored head."

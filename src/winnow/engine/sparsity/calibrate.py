@@ -63,6 +63,7 @@ TUNING_FLOPS = 2e13  # for all layers; it bounds how many ranks are tuned in eac
 TUNED_RANKS = 2  # in each layer, at most
 SAVE_EVERY_S = 120.0
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+PRECISIONS = ("fp32", "bf16", "int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,8 @@ def calibrate(
         measured_density=measured.overall.density,
         measured_recall=measured.overall.recall,
         validation_tokens=measured.tokens,
-        # What was measured in fp32 holds for bf16, which adds its rounding; not the other way round.
-        precisions=("fp32", "bf16") if weights.embed.dtype == torch.float32 else ("bf16",),
+        # What was measured in fp32 holds for the others, which add their rounding; not the other way round.
+        precisions=PRECISIONS if weights.embed.dtype == torch.float32 else PRECISIONS[1:],
     )
     return Plan(provenance, tuple(c.predictor for c in best.choices), measured.layers)
 

@@ -76,7 +76,7 @@ def windows(ids: Sequence[int], begin: Sequence[int], size: int = WINDOW_TOKENS)
 
 def window_logits(weights: Weights, ids: Int64[Tensor, " T"], mlp: Mlp) -> Float[Tensor, "T V"]:
     """Return the logits of one window from an empty cache."""
-    cache = KvCache(weights.config, capacity=len(ids), dtype=weights.embed.dtype)
+    cache = KvCache(weights.config, capacity=len(ids), dtype=weights.cache_dtype)
     return forward(weights, ids, cache, mlp=mlp)
 
 

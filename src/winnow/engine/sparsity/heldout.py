@@ -67,5 +67,5 @@ class HeldOut:
 
     def _hidden(self, ids: Int64[Tensor, " T"], mlp: Mlp) -> Float[Tensor, "T D"]:
         with torch.inference_mode():
-            cache = KvCache(self.weights.config, capacity=len(ids), dtype=self.weights.embed.dtype)
+            cache = KvCache(self.weights.config, capacity=len(ids), dtype=self.weights.cache_dtype)
             return hidden(self.weights, ids, cache, mlp=mlp)

@@ -126,7 +126,7 @@ class Observer:
             return dense_mlp(index, layer, inputs)
 
         with torch.inference_mode():
-            cache = KvCache(self.weights.config, capacity=len(ids), dtype=self.weights.embed.dtype)
+            cache = KvCache(self.weights.config, capacity=len(ids), dtype=self.weights.cache_dtype)
             last = hidden(self.weights, ids, cache, mlp=watching)
             _check_finite(len(self.layers) - 1, self.weights.layers[-1], last)
             for layer, (view, own) in zip(self.layers, seen, strict=True):

@@ -23,7 +23,7 @@ from torch import Tensor
 from winnow.base.errors import UsageError
 from winnow.engine.model import MlpInputs
 from winnow.engine.weights import MlpWeights, product
-from winnow.kernels import Cpu, Matrix, NeuronRecords, QuantisedMatrix
+from winnow.kernels import Calls, Cell, Matrix, NeuronRecords, QuantisedMatrix
 
 
 class Lookahead(StrEnum):
@@ -81,9 +81,11 @@ class LowRankPredictor:
         """Say for each row which neurons are computed; `layer` is for predictors that read its weights."""
         return self.scores(self.lookahead.view(inputs)) > 0
 
-    def apply(self, cpu: Cpu, view: Float32[np.ndarray, " D"], indices: Int32[np.ndarray, " F"]) -> int:
-        """Write the neurons selected for one row of the view into `indices`, ascending; return how many."""
-        return cpu.active_set(view, self.down, self.up, self._bias, 0, indices)
+    def apply(
+        self, calls: Calls, view: Float32[np.ndarray, " D"], indices: Int32[np.ndarray, " F"], count: Cell
+    ) -> None:
+        """Write the neurons selected for one row of the view into `indices`, ascending, and how many."""
+        calls.active_set(view, self.down, self.up, self._bias, 0, indices, count)
 
     @cached_property
     def _bias(self) -> Float32[np.ndarray, " F"]:
@@ -128,14 +130,15 @@ class GatePredictor:
 
     def apply(
         self,
-        cpu: Cpu,
+        calls: Calls,
         layer: MlpWeights,
         x: Float32[np.ndarray, " D"],
         indices: Int32[np.ndarray, " F"],
+        count: Cell,
         gates: Float32[np.ndarray, " F"],
-    ) -> int:
-        """Write the selected neurons of one row into `indices`, ascending, and all gates; return how many."""
-        return cpu.gate_set(x, layer.mlp, self._thresholds, layer.activation, indices, gates)
+    ) -> None:
+        """Write the selected neurons of one row into `indices`, ascending, how many, and all gates."""
+        calls.gate_set(x, layer.mlp, self._thresholds, layer.activation, indices, count, gates)
 
     @cached_property
     def _thresholds(self) -> Float32[np.ndarray, " F"]:

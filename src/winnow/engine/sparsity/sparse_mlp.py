@@ -16,7 +16,7 @@ from torch import Tensor
 from winnow.engine.model import MlpInputs, activations, weighted_sum
 from winnow.engine.sparsity.predictor import GatePredictor, Predictor
 from winnow.engine.weights import Layer, MlpWeights
-from winnow.kernels import Cpu
+from winnow.kernels import Calls
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,21 @@ class WinnowedMlp:
     there is no predictor: then all neurons are computed. Same bits for any number of threads.
     """
 
-    def __init__(self, layer: MlpWeights, predictor: Predictor | None, cpu: Cpu) -> None:
+    def __init__(self, layer: MlpWeights, predictor: Predictor | None, calls: Calls) -> None:
         """Make the buffers; no weight is copied."""
         self.layer = layer
         self.predictor = predictor
-        self.cpu = cpu
-        self.n_active = layer.mlp.n_neurons
+        self.calls = calls
+        self._count = np.full(1, layer.mlp.n_neurons, np.int64)
         is_gate = isinstance(predictor, GatePredictor)
         self._indices = np.empty(0 if predictor is None else layer.mlp.n_neurons, np.int32)
         self._gates = np.empty(layer.mlp.n_neurons, np.float32) if is_gate else None
         self._bias = None if layer.mlp_bias is None else layer.mlp_bias.numpy()
+
+    @property
+    def n_active(self) -> int:
+        """How many neurons the last row was computed from."""
+        return int(self._count[0])
 
     @property
     def n_bytes(self) -> int:
@@ -111,17 +116,18 @@ class WinnowedMlp:
         predictor = self.predictor
         if isinstance(predictor, GatePredictor):
             assert self._gates is not None
-            self.n_active = predictor.apply(self.cpu, self.layer, view, self._indices, self._gates)
+            predictor.apply(self.calls, self.layer, view, self._indices, self._count, self._gates)
         elif predictor is not None:
-            self.n_active = predictor.apply(self.cpu, view, self._indices)
+            predictor.apply(self.calls, view, self._indices, self._count)
 
     def apply(self, x: Float32[np.ndarray, " D"], out: Float32[np.ndarray, " D"]) -> None:
         """Write the MLP's output for `x`, its bias included."""
         layer = self.layer
         if self.predictor is None:
-            self.cpu.dense_mlp(x, layer.mlp, layer.activation, out)
+            self.calls.dense_mlp(x, layer.mlp, layer.activation, out)
         else:
-            active = self._indices[: self.n_active]
-            self.cpu.gathered_mlp(x, layer.mlp, active, layer.activation, out, self._gates)
+            self.calls.gathered_mlp(
+                x, layer.mlp, self._indices, self._count, layer.activation, out, self._gates
+            )
         if self._bias is not None:
-            out += self._bias
+            self.calls.add(self._bias, out)

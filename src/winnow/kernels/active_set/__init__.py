@@ -11,6 +11,7 @@ predictor's to say; the threshold is part of `bias`.
     cpu.cpp                 two products, then the list
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float32, Int32
 from torch import Tensor
@@ -19,7 +20,7 @@ from winnow.base.errors import UsageError
 from winnow.kernels.active_set.reference import active_set_reference
 from winnow.kernels.checks import float32_array
 from winnow.kernels.cpu import Cpu
-from winnow.kernels.operands import AnyMatrix
+from winnow.kernels.matrices import AnyMatrix
 
 __all__ = ["active_set", "active_set_reference"]
 
@@ -45,5 +46,6 @@ def active_set(
         raise UsageError(f"cap is {cap}, expected 0 for no cap or more.")
     indices = torch.empty(n_neurons, dtype=torch.int32)
     arrays = float32_array("x", x, width), float32_array("bias", bias, n_neurons)
-    n_active = cpu.active_set(arrays[0], p1, p2, arrays[1], cap, indices.numpy())
-    return indices[:n_active]
+    count = np.zeros(1, np.int64)
+    cpu.active_set(arrays[0], p1, p2, arrays[1], cap, indices.numpy(), count)
+    return indices[: count[0]]

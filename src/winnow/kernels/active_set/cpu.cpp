@@ -32,7 +32,7 @@ std::int64_t active_set(Context& context, const float* x, const Matrix& p1, cons
     });
     pool.wait(2, blocks);
   };
-  run_job(context.pool, rank * (p1.columns * item_bytes(p1.dtype) + neurons * item_bytes(p2.dtype)), job);
+  run_job(context.pool, rank * row_bytes_of(p1.dtype, p1.columns) + neurons * row_bytes_of(p2.dtype, rank), job);
   const std::int64_t n = join_blocks(block, blocks, counts, indices);
   return cap > 0 && n > cap ? keep_highest(scores, indices, n, cap) : n;
 }

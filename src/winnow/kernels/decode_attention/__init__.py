@@ -9,6 +9,7 @@ together. The query and the probabilities stay in float32 whatever the dtype of 
     cpu.cpp        blocks of 256 positions, each with its own maximum, combined in a fixed order
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
@@ -29,7 +30,8 @@ def append_kv(
     if not 0 <= position < kv.capacity:
         raise UsageError(f"position is {position}, the cache holds 0..{kv.capacity - 1}.")
     shape = kv.n_kv_heads, kv.head_width
-    cpu.append_kv(kv, position, float32_array("k", k, *shape), float32_array("v", v, *shape))
+    at = np.array([position], np.int64)
+    cpu.append_kv(kv, at, float32_array("k", k, *shape), float32_array("v", v, *shape))
 
 
 def attend(
@@ -49,5 +51,6 @@ def attend(
             "the capacity of the cache."
         )
     out = torch.empty(q.shape)
-    cpu.attend(float32_array("q", q, n_heads, kv.head_width), kv, start, length, scale, out.numpy())
+    array, last = float32_array("q", q, n_heads, kv.head_width), np.array([length - 1], np.int64)
+    cpu.attend(array, kv, last, length - start, scale, out.numpy())
     return out

@@ -68,7 +68,7 @@ static void attend_block(const float* q, const W* keys, const W* values, std::in
   for (std::int64_t t = 0; t < n; t += kRows) {
     for (std::int64_t r = 0; r < kRows; ++r) rows[r] = keys + smaller(t + r, n - 1) * width;
     float sums[kRows];
-    dot(rows, q, width, sums);
+    dot<W>(rows, q, width, sums);
     for (std::int64_t r = 0; r < smaller(kRows, n - t); ++r) scores[t + r] = sums[r] * scale;
   }
   exponentiate(scores, n, part);
@@ -76,7 +76,7 @@ static void attend_block(const float* q, const W* keys, const W* values, std::in
   for (std::int64_t t = 0; t < n; t += kRows) {
     const int count = static_cast<int>(smaller(kRows, n - t));
     for (int r = 0; r < count; ++r) rows[r] = values + (t + r) * width;
-    axpy8(rows, scores + t, count, width, part.values);
+    axpy8<W>(rows, scores + t, count, width, part.values);
   }
   settle<W>(part.values, width);
 }
@@ -101,14 +101,15 @@ static void combine(const float* parts, std::int64_t blocks, std::int64_t part_f
 
 template <class W>
 static void attend_typed(Context& context, const float* q, std::int64_t heads, const KvBlock& kv, std::int64_t start,
-                         std::int64_t length, float scale, float* out) {
+                         std::int64_t length, float scale, const std::int32_t* listed, std::int64_t count, float* out) {
   const std::int64_t width = kv.width, shared = heads / kv.kv_heads;
   const std::int64_t blocks = (length - start + kBlock - 1) / kBlock, part_floats = (width + 2 + 15) / 16 * 16;
   float* parts = context.scratch.floats(1, heads * blocks * part_floats);
   const auto *keys = reinterpret_cast<const W*>(kv.keys), *values = reinterpret_cast<const W*>(kv.values);
+  const auto head = [&](std::int64_t place) { return listed ? listed[place] : place; };
   auto job = [&](Pool& pool) {
-    each_block(pool, 0, kv.kv_heads * blocks, [&](std::int64_t task) {
-      const std::int64_t kv_head = task / blocks, block = task % blocks;
+    each_block(pool, 0, count * blocks, [&](std::int64_t task) {
+      const std::int64_t kv_head = head(task / blocks), block = task % blocks;
       const std::int64_t begin = start + block * kBlock, n = smaller(kBlock, length - begin);
       const std::int64_t at = (kv_head * kv.capacity + begin) * width;
       for (std::int64_t h = kv_head * shared; h < (kv_head + 1) * shared; ++h) {
@@ -116,23 +117,24 @@ static void attend_typed(Context& context, const float* q, std::int64_t heads, c
         attend_block(q + h * width, keys + at, values + at, n, width, scale, Part{part, part + 1, part + 2});
       }
     });
-    pool.wait(0, kv.kv_heads * blocks);
-    each_block(pool, 1, kv.kv_heads, [&](std::int64_t kv_head) {
+    pool.wait(0, count * blocks);
+    each_block(pool, 1, count, [&](std::int64_t place) {
+      const std::int64_t kv_head = head(place);
       for (std::int64_t h = kv_head * shared; h < (kv_head + 1) * shared; ++h) {
         combine(parts + h * blocks * part_floats, blocks, part_floats, width, out + h * width);
       }
     });
-    pool.wait(1, kv.kv_heads);
+    pool.wait(1, count);
   };
-  run_job(context.pool, 2 * kv.kv_heads * (length - start) * width * std::int64_t(sizeof(W)), job);
+  run_job(context.pool, 2 * count * (length - start) * width * std::int64_t(sizeof(W)), job);
 }
 
 void attend(Context& context, const float* q, std::int64_t heads, const KvBlock& kv, std::int64_t start,
-            std::int64_t length, float scale, float* out) {
+            std::int64_t length, float scale, const std::int32_t* listed, std::int64_t count, float* out) {
   if (kv.dtype == Dtype::bfloat16) {
-    attend_typed<bf16>(context, q, heads, kv, start, length, scale, out);
+    attend_typed<bf16>(context, q, heads, kv, start, length, scale, listed, count, out);
   } else {
-    attend_typed<float>(context, q, heads, kv, start, length, scale, out);
+    attend_typed<float>(context, q, heads, kv, start, length, scale, listed, count, out);
   }
 }
 

@@ -11,6 +11,7 @@ thresholds_f * |w_up_f . x + bias_up_f| * norm(w_out_f).
     cpu.cpp        eight gate rows at once, the eight after them fetched; each block of neurons keeps a list
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float32, Int32
 from torch import Tensor
@@ -18,7 +19,8 @@ from torch import Tensor
 from winnow.kernels.checks import check_gated, float32_array
 from winnow.kernels.cpu import Cpu
 from winnow.kernels.gate_set.reference import gate_set_reference
-from winnow.kernels.operands import Activation, NeuronRecords
+from winnow.kernels.operands import Activation
+from winnow.kernels.records import NeuronRecords
 
 __all__ = ["gate_set", "gate_set_reference"]
 
@@ -41,5 +43,6 @@ def gate_set(
     arrays = float32_array("x", x, records.width), float32_array("thresholds", thresholds, records.n_neurons)
     indices = torch.empty(records.n_neurons, dtype=torch.int32)
     gates = torch.empty(records.n_neurons)
-    n_active = cpu.gate_set(arrays[0], records, arrays[1], activation, indices.numpy(), gates.numpy())
-    return indices[:n_active], gates
+    count = np.zeros(1, np.int64)
+    cpu.gate_set(arrays[0], records, arrays[1], activation, indices.numpy(), count, gates.numpy())
+    return indices[: count[0]], gates

@@ -11,25 +11,30 @@ template <class W>
 static void gates_of(const Parts<W>& parts, std::int64_t begin, std::int64_t end, std::int64_t ahead,
                      const Input<W>* x, Activation activation, float* gates) {
   const std::int64_t last = parts.records.neurons - 1;
-  const auto point = [&](const W* rows[kRows], std::int64_t first) {
+  struct Eight {
+    Row<W> rows[kRows];
+    const float* tails[kRows];
+  };
+  const auto point = [&](Eight& eight, std::int64_t first) {
     for (int r = 0; r < kRows; ++r) {  // the last neuron stands in for those that are missing
       const std::int64_t neuron = first + r < last ? first + r : last;
-      rows[r] = parts.row(neuron);
-      prefetch(parts.biases(neuron));
+      eight.rows[r] = parts.row(neuron);
+      eight.tails[r] = parts.tail(neuron);
+      prefetch(eight.tails[r]);
     }
   };
-  const W *rows[kRows], *next[kRows] = {};
-  point(rows, begin);
+  Eight now, next = {};
+  point(now, begin);
   for (std::int64_t f = begin; f < end; f += kRows) {
     const std::int64_t then = f + kRows < end ? f + kRows : ahead;
     if (then >= 0) point(next, then);
     float values[2 * kRows] = {};
-    dot(rows, x, parts.records.width, values, then >= 0 ? next : nullptr);
+    part_dots<W>(parts, now.rows, now.tails, 0, x, values, then >= 0 ? next.rows : nullptr);
     const int size = static_cast<int>(f + kRows < end ? kRows : end - f);
-    for (int r = 0; r < size; ++r) values[r] += parts.biases(f + r)[0];
+    for (int r = 0; r < size; ++r) values[r] += now.tails[r][0];
     activate(activation, values);
     for (int r = 0; r < size; ++r) gates[f + r] = values[r];
-    for (int r = 0; r < kRows; ++r) rows[r] = next[r];
+    now = next;
   }
 }
 
@@ -37,7 +42,7 @@ template <class W>
 static std::int64_t gate_set_typed(Context& context, const float* x, const NeuronRecords& records,
                                    const float* thresholds, Activation activation, std::int32_t* indices,
                                    float* gates) {
-  const std::int64_t neurons = records.neurons, row_bytes = records.width * static_cast<std::int64_t>(sizeof(W));
+  const std::int64_t neurons = records.neurons, row_bytes = row_bytes_of(records.dtype, records.width);
   const std::int64_t block = block_rows(neurons, row_bytes), blocks = (neurons + block - 1) / block;
   const Input<W>* laid_out = input<W>(x, records.width, context.scratch.floats(0, input_floats(records.width)));
   auto* counts = static_cast<std::int64_t*>(context.scratch.bytes(3, blocks * 8));
@@ -58,10 +63,11 @@ static std::int64_t gate_set_typed(Context& context, const float* x, const Neuro
 
 std::int64_t gate_set(Context& context, const float* x, const NeuronRecords& records, const float* thresholds,
                       Activation activation, std::int32_t* indices, float* gates) {
-  if (records.dtype == Dtype::bfloat16) {
-    return gate_set_typed<bf16>(context, x, records, thresholds, activation, indices, gates);
-  }
-  return gate_set_typed<float>(context, x, records, thresholds, activation, indices, gates);
+  std::int64_t count = 0;
+  of_weights(records.dtype, [&](auto w) {
+    count = gate_set_typed<decltype(w)>(context, x, records, thresholds, activation, indices, gates);
+  });
+  return count;
 }
 
 }  // namespace winnow::WINNOW_LEVEL

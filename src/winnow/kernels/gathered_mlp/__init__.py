@@ -2,17 +2,16 @@
 
     y = sum over the listed neurons a of  act(w_in_a . x + b_a) [* (w_up_a . x + b_up_a)] * w_out_a
 
-At batch 1 an MLP is bound by the bytes it reads: 2 * A * D * itemsize instead of 2 * F * D * itemsize (3 for
-each 2 if gated). A listed neuron whose activation turns out to be 0 costs its in-weights only. Who is summed
-with whom depends on a neuron's number alone, so leaving out neurons that do not fire leaves every bit as it
-was. Gates that are already known (`gate_set`) are not computed again: A * 2 * D * itemsize bytes.
+At batch 1 an MLP is bound by the bytes it reads: 2 * A * D weights instead of 2 * F * D (3 for each 2 if
+gated; 2 again if the gates are known). A listed neuron whose activation is 0 costs its in-weights only. Who
+is summed with whom is a neuron's number's to say: leaving out what does not fire leaves every bit as it was.
 
-    reference.py   the definition
-    neuron.hpp     where the parts of a record lie; the activation
-    teams.hpp      who is summed with whom
-    cpu.cpp        eight neurons at once, the out-weights of some fetched while others are multiplied
+    reference.py           the definition
+    neuron.hpp teams.hpp   where the parts of a record lie; who is summed with whom
+    cpu.cpp                eight neurons at once, the out-weights of some fetched while others are multiplied
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float32, Int32
 from torch import Tensor
@@ -20,7 +19,8 @@ from torch import Tensor
 from winnow.kernels.checks import float32_array, gate_array, index_array
 from winnow.kernels.cpu import Cpu
 from winnow.kernels.gathered_mlp.reference import dense_mlp_reference, gathered_mlp_reference
-from winnow.kernels.operands import Activation, NeuronRecords
+from winnow.kernels.operands import Activation
+from winnow.kernels.records import NeuronRecords
 
 __all__ = ["dense_mlp", "dense_mlp_reference", "gathered_mlp", "gathered_mlp_reference"]
 
@@ -37,14 +37,14 @@ def gathered_mlp(
     """Return the MLP's output over the neurons of `indices`, without the output bias.
 
     Exact up to the order of summation; `indices` may repeat and need not be sorted. With `gates`, those of
-    `gate_set`, gate rows are not read; no bit changes. Void for weights that are not finite: those of a
-    neuron that does not fire are not read. Raises UsageError for an index outside 0..F-1 and for gates of
-    ungated records.
+    `gate_set`, gate rows are not read; no bit changes. Weights of a neuron that does not fire are not read,
+    finite or not. Raises UsageError for an index outside 0..F-1 and for gates of ungated records.
     """
     out = torch.empty(records.width)
     arrays = float32_array("x", x, records.width), index_array(indices, records.n_neurons)
     known = None if gates is None else gate_array(gates, records)
-    cpu.gathered_mlp(arrays[0], records, arrays[1], activation, out.numpy(), known)
+    listed = arrays[1], np.array([len(indices)], np.int64)
+    cpu.gathered_mlp(arrays[0], records, *listed, activation, out.numpy(), known)
     return out
 
 

@@ -30,8 +30,8 @@ struct Mlp {
 
 template <class W>
 struct Group {
-  const W *in[kRows], *out[kRows];  // in: from `first` on; the last neuron stands in for those that are missing
-  const float* biases[kRows];
+  Row<W> in[kRows], out[kRows];  // in: from `first` on; the last neuron stands in for those that are missing
+  const float* tails[kRows];
   float values[2 * kRows] = {};  // of the `firing` neurons whose rows are out[0], out[1], ...; before, the given gates
   int size = 0, firing = 0;
   std::int64_t team = 0;
@@ -55,8 +55,8 @@ class Stream {
       const std::int64_t neuron = mlp_.teams.neuron(team_, j);
       group.in[r] = mlp_.parts.row(neuron) + mlp_.first();
       group.values[r] = mlp_.gates ? mlp_.gates[neuron] : 0.f;
-      group.biases[r] = mlp_.parts.biases(neuron);
-      prefetch(group.biases[r]);
+      group.tails[r] = mlp_.parts.tail(neuron);
+      prefetch(group.tails[r]);
     }
     group.size = static_cast<int>(count_ - at_ < kRows ? count_ - at_ : kRows);
     at_ += group.size;
@@ -82,27 +82,28 @@ class Stream {
 // Computes the values of a group and keeps the neurons that fire, all of them where `keep_all`.
 template <class W>
 static void evaluate(const Mlp<W>& mlp, Group<W>& group, bool keep_all) {
-  const std::int64_t width = mlp.records.width;
   float* values = group.values;
-  const W *up[kRows], *out[kRows];
+  const Parts<W>& parts = mlp.parts;
+  Row<W> up[kRows], out[kRows];
   for (int r = 0; r < kRows; ++r) {
-    up[r] = group.in[r] + (mlp.parts.up() - mlp.first());
-    out[r] = group.in[r] + (mlp.parts.out() - mlp.first());
+    up[r] = group.in[r] + (parts.up() - mlp.first());
+    out[r] = group.in[r] + (parts.out() - mlp.first());
   }
   if (!mlp.gates) {
-    dot(group.in, mlp.x, width, values, mlp.records.gated ? up : out);
-    for (int r = 0; r < kRows; ++r) values[r] += group.biases[r][0];
+    part_dots<W>(parts, group.in, group.tails, 0, mlp.x, values, mlp.records.gated ? up : out);
+    for (int r = 0; r < kRows; ++r) values[r] += group.tails[r][0];
     activate(mlp.activation, values);
   }
   if (mlp.records.gated) {
     float ups[kRows];
-    dot(up, mlp.x, width, ups, out);
-    for (int r = 0; r < kRows; ++r) values[r] = values[r] == 0.f ? 0.f : values[r] * (ups[r] + group.biases[r][1]);
+    part_dots<W>(parts, up, group.tails, parts.up(), mlp.x, ups, out);
+    for (int r = 0; r < kRows; ++r) values[r] = values[r] == 0.f ? 0.f : values[r] * (ups[r] + group.tails[r][1]);
   }
   group.firing = 0;
   for (int r = 0; r < group.size; ++r) {
     if (keep_all || !(values[r] == 0.f)) {
       values[group.firing] = values[r];
+      if constexpr (std::is_same_v<W, int8>) values[group.firing] *= parts.scale(group.tails[r], parts.out());
       group.out[group.firing++] = out[r];
     }
   }
@@ -116,9 +117,9 @@ static void add(const Mlp<W>& mlp, Group<W>& group, const Group<W>& next) {
     for (std::int64_t d = 0; d < mlp.records.width; ++d) sum[d] = 0.f;
   }
   if (group.firing > 0) {
-    axpy8(group.out, group.values, group.firing, mlp.records.width, sum, next.size > 0 ? next.in : group.in);
+    axpy8<W>(group.out, group.values, group.firing, mlp.records.width, sum, next.size > 0 ? next.in : group.in);
   } else {
-    for (int r = 0; r < next.size; ++r) prefetch_start(next.in[r], mlp.records.width);
+    for (int r = 0; r < next.size; ++r) prefetch_start<W>(next.in[r], mlp.records.width);
   }
 }
 
@@ -177,11 +178,9 @@ static void mlp_typed(Context& context, const float* x, const NeuronRecords& rec
 
 void mlp(Context& context, const float* x, const NeuronRecords& records, const std::int32_t* indices,
          std::int64_t count, Activation activation, const float* gates, float* out) {
-  if (records.dtype == Dtype::bfloat16) {
-    mlp_typed<bf16>(context, x, records, indices, count, activation, gates, out);
-  } else {
-    mlp_typed<float>(context, x, records, indices, count, activation, gates, out);
-  }
+  of_weights(records.dtype, [&](auto w) {
+    mlp_typed<decltype(w)>(context, x, records, indices, count, activation, gates, out);
+  });
 }
 
 }  // namespace winnow::WINNOW_LEVEL

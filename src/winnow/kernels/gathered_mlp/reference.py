@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float, Float32, Int32
 from torch import Tensor
 
-from winnow.kernels.operands import Activation, NeuronRecords
+from winnow.kernels.operands import Activation
+from winnow.kernels.records import NeuronRecords
 
 
 def gathered_mlp_reference(

@@ -18,7 +18,7 @@ from torch import Tensor
 from winnow.kernels.checks import float32_array
 from winnow.kernels.cpu import Cpu
 from winnow.kernels.linear.reference import linear_reference
-from winnow.kernels.operands import AnyMatrix
+from winnow.kernels.matrices import AnyMatrix
 
 __all__ = ["linear", "linear_reference"]
 

@@ -5,7 +5,7 @@ namespace winnow::WINNOW_LEVEL {
 
 void linear(Context& context, const float* x, const Matrix& matrix, const float* bias, float* out) {
   const void* input = input_any(matrix.dtype, x, matrix.columns, context.scratch.floats(0, input_floats(matrix.columns)));
-  const std::int64_t rows = block_rows(matrix.rows, matrix.columns * item_bytes(matrix.dtype));
+  const std::int64_t rows = block_rows(matrix.rows, row_bytes_of(matrix.dtype, matrix.columns));
   const std::int64_t blocks = (matrix.rows + rows - 1) / rows;
   auto job = [&](Pool& pool) {
     each_block_ahead(pool, 0, blocks, [&](std::int64_t block, std::int64_t next) {
@@ -17,7 +17,7 @@ void linear(Context& context, const float* x, const Matrix& matrix, const float*
     });
     pool.wait(0, blocks);
   };
-  run_job(context.pool, matrix.rows * matrix.columns * item_bytes(matrix.dtype), job);
+  run_job(context.pool, matrix.rows * row_bytes_of(matrix.dtype, matrix.columns), job);
 }
 
 }  // namespace winnow::WINNOW_LEVEL

@@ -15,27 +15,37 @@ inline std::int64_t block_rows(std::int64_t rows, std::int64_t row_bytes) {
 
 constexpr int kStreams = 4;
 
+template <class W>
+inline Row<W> row_of(const Matrix& matrix, std::int64_t i) {
+  if constexpr (std::is_same_v<W, int4>) {
+    const auto* groups = reinterpret_cast<const unsigned char*>(matrix.data);
+    const auto* scales = reinterpret_cast<const bf16*>(matrix.scales);
+    return {groups + i * (matrix.row_stride / 2), scales + i * (matrix.row_stride / kGroup), 0};
+  } else {
+    return reinterpret_cast<const W*>(matrix.data) + i * matrix.row_stride;
+  }
+}
+
 // out[i] = row (begin + i) . x, for i < end - begin; the block that begins at `ahead` is read next (none if negative).
 // The rows are four runs, read side by side: each is memory in order.
 template <class W>
 inline void product(const Matrix& matrix, std::int64_t begin, std::int64_t end, std::int64_t ahead, const Input<W>* x,
                     float* out) {
-  const auto* data = reinterpret_cast<const W*>(matrix.data);
   const std::int64_t run = (end - begin) / kStreams, last = matrix.rows - 1;
-  const auto row = [&](std::int64_t i) { return data + (i < last ? i : last) * matrix.row_stride; };
-  const W *rows[kStreams], *next[kStreams];
+  const auto row = [&](std::int64_t i) { return row_of<W>(matrix, i < last ? i : last); };
+  Row<W> rows[kStreams], next[kStreams];
   float sums[kRows];
   for (std::int64_t i = 0; i < run; ++i) {
     for (int s = 0; s < kStreams; ++s) {
       rows[s] = row(begin + s * run + i);
       next[s] = row(i + 1 < run || ahead < 0 ? begin + s * run + i + 1 : ahead + s * run);
     }
-    dot<kStreams>(rows, x, matrix.columns, sums, next);
+    dot<W, kStreams>(rows, x, matrix.columns, sums, next);
     for (int s = 0; s < kStreams; ++s) out[s * run + i] = sums[s];
   }
   if (const std::int64_t done = kStreams * run; begin + done < end) {
     for (int s = 0; s < kStreams; ++s) rows[s] = row(begin + done + s);
-    dot<kStreams>(rows, x, matrix.columns, sums);
+    dot<W, kStreams>(rows, x, matrix.columns, sums);
     for (std::int64_t i = begin + done; i < end; ++i) out[i - begin] = sums[i - begin - done];
   }
 }
@@ -43,23 +53,20 @@ inline void product(const Matrix& matrix, std::int64_t begin, std::int64_t end, 
 // product() with `x` as `input_any` has laid it out.
 inline void product_any(const Matrix& matrix, std::int64_t begin, std::int64_t end, std::int64_t ahead, const void* x,
                         float* out) {
-  if (matrix.dtype == Dtype::bfloat16) {
-    product<bf16>(matrix, begin, end, ahead, static_cast<const Input<bf16>*>(x), out);
-  } else if (matrix.dtype == Dtype::int8) {
-    product<int8>(matrix, begin, end, ahead, static_cast<const float*>(x), out);
-    for (std::int64_t i = begin; i < end; ++i) out[i - begin] *= matrix.scales[i];
-  } else {
-    product<float>(matrix, begin, end, ahead, static_cast<const float*>(x), out);
+  of_weights(matrix.dtype, [&](auto w) {
+    using W = decltype(w);
+    product<W>(matrix, begin, end, ahead, static_cast<const Input<W>*>(x), out);
+  });
+  if (matrix.dtype == Dtype::int8) {
+    const auto* scales = reinterpret_cast<const float*>(matrix.scales);
+    for (std::int64_t i = begin; i < end; ++i) out[i - begin] *= scales[i];
   }
 }
 
 inline const void* input_any(Dtype dtype, const float* x, std::int64_t n, void* memory) {
-  if (dtype == Dtype::bfloat16) return input<bf16>(x, n, memory);
-  return input<float>(x, n, memory);
-}
-
-inline std::int64_t item_bytes(Dtype dtype) {
-  return dtype == Dtype::int8 ? 1 : dtype == Dtype::bfloat16 ? 2 : 4;
+  const void* laid_out = nullptr;
+  of_weights(dtype, [&](auto w) { laid_out = input<decltype(w)>(x, n, memory); });
+  return laid_out;
 }
 
 }  // namespace winnow::WINNOW_LEVEL

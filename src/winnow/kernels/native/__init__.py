@@ -4,14 +4,12 @@ Compiled by CMake from these sources and the `cpu.cpp` of each kernel, the latte
 
     pool.hpp pool.cpp           the thread pool
     kernels.hpp                 what a level offers: a table of functions
-    simd_generic.hpp            four floats, any processor
-    simd_avx2.hpp               eight floats
-    simd_avx512.hpp             sixteen floats, bfloat16 products
-    level.hpp                   one of the three per compilation
+    simd/                       one instruction set per compilation: four, eight, sixteen floats; int4
     rows.hpp                    eight rows at once: the loops all kernels stand on
     table.cpp                   the table of one level
     features.hpp features.cpp   which levels this processor runs
     memory.hpp memory.cpp       scratch memory, huge pages, the read bandwidth
+    calls.hpp                   the kernels as Python calls them, at once or recorded
     bindings.cpp                the Python module `_native`
 """
 

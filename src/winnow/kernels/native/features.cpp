@@ -10,7 +10,8 @@ std::vector<Level> levels() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     found.push_back({"avx2", &avx2::kernels()});
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16")) {
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16") &&
+        __builtin_cpu_supports("avx512vnni")) {
       found.push_back({"avx512", &avx512::kernels()});
     }
   }

@@ -7,7 +7,7 @@
 
 namespace winnow {
 
-enum class Dtype : int { float32 = 0, bfloat16 = 1, int8 = 2 };
+enum class Dtype : int { float32 = 0, bfloat16 = 1, int8 = 2, int4 = 3 };
 enum class Activation : int { relu = 0, silu = 1 };
 
 // Views of memory that Python owns; operands.py has checked them.
@@ -15,7 +15,7 @@ struct Matrix {
   const char* data;
   std::int64_t rows, columns, row_stride;  // stride in elements
   Dtype dtype;
-  const float* scales;  // one per row of int8, null otherwise
+  const char* scales;  // int8: a float32 per row; int4: a bfloat16 per group of 32; null otherwise
 };
 
 struct NeuronRecords {
@@ -54,13 +54,20 @@ struct Context {
 
 struct Kernels {
   void (*linear)(Context&, const float* x, const Matrix&, const float* bias, float* out);
+  void (*add)(const float* x, std::int64_t n, float* out);
   void (*layer_norm)(const float* x, std::int64_t rows, std::int64_t width, const float* weight, const float* bias,
                      float eps, float* out);
   void (*rms_norm)(const float* x, std::int64_t rows, std::int64_t width, const float* weight, float eps, float* out);
   void (*rotate)(float* x, std::int64_t heads, std::int64_t width, const float* cosines, const float* sines);
   void (*append_kv)(const KvBlock&, std::int64_t position, const float* k, const float* v);
+  // listed: the `count` kv heads to attend with, null for all, which `count` then is
   void (*attend)(Context&, const float* q, std::int64_t heads, const KvBlock&, std::int64_t start, std::int64_t length,
-                 float scale, float* out);
+                 float scale, const std::int32_t* listed, std::int64_t count, float* out);
+  // of `rows` rows each, the `count` listed blocks
+  void (*gathered_rows)(Context&, const float* x, const Matrix&, const float* bias, const std::int32_t* blocks,
+                        std::int64_t count, std::int64_t rows, float* out);
+  void (*gathered_columns)(Context&, const float* a, const Matrix&, const float* bias, const std::int32_t* blocks,
+                           std::int64_t count, std::int64_t rows, float* out);
   std::int64_t (*active_set)(Context&, const float* x, const Matrix& p1, const Matrix& p2, const float* bias,
                              std::int64_t cap, std::int32_t* indices);
   std::int64_t (*gate_set)(Context&, const float* x, const NeuronRecords&, const float* thresholds, Activation,

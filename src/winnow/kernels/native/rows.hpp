@@ -9,7 +9,10 @@
 // the one that follows it: streams side by side, which is what the processor's own prefetching understands.
 #pragma once
 
-#include "level.hpp"
+#include <type_traits>
+
+#include "kernels.hpp"
+#include "simd/level.hpp"
 
 namespace winnow::WINNOW_LEVEL {
 
@@ -18,6 +21,50 @@ constexpr std::int64_t kLineBytes = 64;
 
 template <class W>
 using Input = typename InputFor<W>::type;
+template <class W>
+using Sum = typename SumFor<W>::type;
+
+// A row of weights: a pointer to them, or what stands for one.
+template <class W>
+struct RowFor {
+  using type = const W*;
+};
+template <>
+struct RowFor<int4> {
+  using type = Int4Row;
+};
+template <class W>
+using Row = typename RowFor<W>::type;
+
+// Whether a level has loops of its own for this type of weight.
+template <class W>
+constexpr bool kOwnLoops = false;
+#if defined(WINNOW_AVX512)
+template <>
+inline constexpr bool kOwnLoops<int4> = true;
+inline void lay_out(const float* x, std::int64_t n, Groups* out);
+#endif
+template <int kCount>
+inline void dot_groups(const Int4Row rows[kCount], const Groups* x, std::int64_t n, float out[8],
+                       const Int4Row next[kCount]);
+template <int kCount>
+inline void axpy_groups(const Int4Row rows[], const float a[], std::int64_t n, float* y, const Int4Row next[8]);
+
+// Calls work(W{}) for the type of weight that a dtype stands for.
+template <class F>
+inline void of_weights(Dtype dtype, F work) {
+  switch (dtype) {
+    case Dtype::float32: return work(float{});
+    case Dtype::bfloat16: return work(bf16{});
+    case Dtype::int8: return work(int8{});
+    case Dtype::int4: return work(int4{});
+  }
+}
+
+inline std::int64_t row_bytes_of(Dtype dtype, std::int64_t n) {
+  if (dtype == Dtype::int4) return n / 2 + n / kGroup * 2;
+  return dtype == Dtype::int8 ? n : dtype == Dtype::bfloat16 ? 2 * n : 4 * n;
+}
 
 // To the nearest, ties to even; a NaN stays one. The rule of torch.
 inline bf16 round_bf16(float a) {
@@ -39,7 +86,7 @@ inline void lay_out(const float* x, std::int64_t n, float* out) {
 }
 
 // Elements that `input` needs room for, of four bytes each.
-inline std::int64_t input_floats(std::int64_t n) { return (n + 31) / 32 * 32; }
+inline std::int64_t input_floats(std::int64_t n) { return (n + 511) / 512 * 512 + 64; }
 
 // x in the form that `step` multiplies with rows of W.
 template <class W>
@@ -53,9 +100,11 @@ inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }  // into th
 
 constexpr std::int64_t kAheadBytes = 1280;  // of 512 to 2048 tried; less comes late, more throws out what is waiting
 template <class W>
-constexpr std::int64_t kAhead = kAheadBytes / static_cast<std::int64_t>(sizeof(W));
-template <class W>
 constexpr std::int64_t kLine = kLineBytes / static_cast<std::int64_t>(sizeof(W));
+template <>
+inline constexpr std::int64_t kLine<int4> = 2 * kLineBytes;
+template <class W>
+constexpr std::int64_t kAhead = kAheadBytes / kLineBytes * kLine<W>;
 
 // Where the rows' own prefetching ends and that of the next rows begins: a whole number of lines.
 template <class W>
@@ -65,13 +114,13 @@ inline std::int64_t own_end(std::int64_t n) {
 
 // Prefetches what a row's stream needs first: the lines that nothing before it has fetched.
 template <class W>
-inline void prefetch_start(const W* row, std::int64_t n) {
+inline void prefetch_start(Row<W> row, std::int64_t n) {
   for (std::int64_t l = 0; l < n && l < kAhead<W>; l += kLine<W>) prefetch(row + l);
 }
 
 template <int kCount, int kLines, bool kPrefetch, class W, class X>
-inline std::int64_t dot_lines(Floats acc[kCount], const W* const rows[kCount], const X* x, std::int64_t i,
-                              std::int64_t n, const W* const ahead[kCount]) {
+inline std::int64_t dot_lines(Sum<W> acc[kCount], const Row<W> rows[kCount], const X* x, std::int64_t i,
+                              std::int64_t n, const Row<W> ahead[kCount]) {
   for (; i + kLines * kLine<W> <= n; i += kLines * kLine<W>) {
 #pragma GCC unroll 8
     for (int r = 0; r < kCount; ++r) {
@@ -87,44 +136,46 @@ inline std::int64_t dot_lines(Floats acc[kCount], const W* const rows[kCount], c
 }
 
 template <int kCount, bool kPrefetch, class W, class X>
-inline void dot_loop(const W* const rows[kCount], const X* x, std::int64_t n, float out[kRows],
-                     const W* const next[kCount]) {
-  Floats acc[kRows];
-  for (auto& a : acc) a = zero();
+inline void dot_loop(const Row<W> rows[kCount], const X* x, std::int64_t n, float out[kRows],
+                     const Row<W> next[kCount]) {
+  Sum<W> acc[kRows];
+  for (auto& a : acc) begin(a);
   std::int64_t i = 0;
-  const W* ahead[kCount];
+  Row<W> ahead[kCount];
   if (kPrefetch) {
     const std::int64_t own = own_end<W>(n);
     for (int r = 0; r < kCount; ++r) ahead[r] = rows[r] + kAhead<W>;
-    i = dot_lines<kCount, 2, true>(acc, rows, x, i, own, ahead);
-    i = dot_lines<kCount, 1, true>(acc, rows, x, i, own, ahead);
+    i = dot_lines<kCount, 2, true, W>(acc, rows, x, i, own, ahead);
+    i = dot_lines<kCount, 1, true, W>(acc, rows, x, i, own, ahead);
     for (int r = 0; r < kCount; ++r) ahead[r] = next[r] - own;
   }
-  i = dot_lines<kCount, 2, kPrefetch>(acc, rows, x, i, n, ahead);
-  i = dot_lines<kCount, 1, kPrefetch>(acc, rows, x, i, n, ahead);
+  i = dot_lines<kCount, 2, kPrefetch, W>(acc, rows, x, i, n, ahead);
+  i = dot_lines<kCount, 1, kPrefetch, W>(acc, rows, x, i, n, ahead);
   for (; i + kStep<W, X> <= n; i += kStep<W, X>) {
     for (int r = 0; r < kCount; ++r) acc[r] = step(acc[r], rows[r] + i, x + i);
   }
   if (i < n) {
     for (int r = 0; r < kCount; ++r) acc[r] = step_some(acc[r], rows[r] + i, x + i, n - i);
   }
-  sum8(acc, out);
+  finish(acc, x, out);
 }
 
 // out[r] = rows[r] . x for r < kCount <= 8, in room for eight; `next` is null, or what is read after each row.
-template <int kCount = kRows, class W, class X>
-inline void dot(const W* const rows[kCount], const X* x, std::int64_t n, float out[kRows],
-                const W* const next[kCount] = nullptr) {
-  if (next) {
-    dot_loop<kCount, true>(rows, x, n, out, next);
+template <class W, int kCount = kRows, class X>
+inline void dot(const Row<W> rows[kCount], const X* x, std::int64_t n, float out[kRows],
+                const Row<W> next[kCount] = nullptr) {
+  if constexpr (kOwnLoops<W>) {
+    dot_groups<kCount>(rows, x, n, out, next);
+  } else if (next) {
+    dot_loop<kCount, true, W>(rows, x, n, out, next);
   } else {
-    dot_loop<kCount, false>(rows, x, n, out, next);
+    dot_loop<kCount, false, W>(rows, x, n, out, next);
   }
 }
 
 // Two vectors of a row. A level may split them otherwise than into halves where that is quicker: that is pair order.
-template <class W>
-inline void load_pair(const W* p, Floats& a, Floats& b) {
+template <class R>
+inline void load_pair(R p, Floats& a, Floats& b) {
   a = load(p);
   b = load(p + kLanes);
 }
@@ -142,8 +193,8 @@ inline void settle(float* y, std::int64_t n) {
 
 // `ahead` and the rows are different ones where fewer rows are added than will be read next.
 template <int kCount, int kVectors, int kFetched, class W>
-inline std::int64_t axpy_lines(const W* const rows[], const Floats weight[], std::int64_t i, std::int64_t n, float* y,
-                               const W* const ahead[]) {
+inline std::int64_t axpy_lines(const Row<W> rows[], const Floats weight[], std::int64_t i, std::int64_t n, float* y,
+                               const Row<W> ahead[]) {
   for (; i + kVectors * kLanes <= n; i += kVectors * kLanes) {
     Floats sum[kVectors];
     for (int c = 0; c < kVectors; ++c) sum[c] = load(y + i + c * kLanes);
@@ -169,19 +220,19 @@ inline std::int64_t axpy_lines(const W* const rows[], const Floats weight[], std
 }
 
 template <int kCount, bool kPrefetch, class W>
-inline void axpy_loop(const W* const rows[], const float a[], std::int64_t n, float* y, const W* const next[kRows]) {
+inline void axpy_loop(const Row<W> rows[], const float a[], std::int64_t n, float* y, const Row<W> next[kRows]) {
   constexpr int kVectors = kLanes == 16 ? 8 : 4;  // what the registers hold
   Floats weight[kCount];
   for (int r = 0; r < kCount; ++r) weight[r] = splat(a[r]);
   std::int64_t i = 0;
-  const W* ahead[kRows];
+  Row<W> ahead[kRows];
   if (kPrefetch) {
     for (int r = 0; r < kCount; ++r) ahead[r] = rows[r] + kAhead<W>;
-    i = axpy_lines<kCount, kVectors, kCount>(rows, weight, i, own_end<W>(n), y, ahead);
+    i = axpy_lines<kCount, kVectors, kCount, W>(rows, weight, i, own_end<W>(n), y, ahead);
     for (int r = 0; r < kRows; ++r) ahead[r] = next[r] - i;
   }
-  i = axpy_lines<kCount, kVectors, kPrefetch ? kRows : 0>(rows, weight, i, n, y, ahead);
-  i = axpy_lines<kCount, 2, 0>(rows, weight, i, n, y, ahead);
+  i = axpy_lines<kCount, kVectors, kPrefetch ? kRows : 0, W>(rows, weight, i, n, y, ahead);
+  i = axpy_lines<kCount, 2, 0, W>(rows, weight, i, n, y, ahead);
   for (; i < n; i += kLanes) {  // less than a pair
     const std::int64_t some = n - i < kLanes ? n - i : kLanes;
     Floats sum = some == kLanes ? load(y + i) : load_some(y + i, some);
@@ -196,17 +247,19 @@ inline void axpy_loop(const W* const rows[], const float a[], std::int64_t n, fl
 // rows that are read next.
 // Where count is neither 4 nor 8 the last row is repeated with weight 0: `rows` and `a` have room for eight.
 template <class W>
-inline void axpy8(const W* rows[kRows], float a[kRows], int count, std::int64_t n, float* y,
-                  const W* const next[kRows] = nullptr) {
+inline void axpy8(Row<W> rows[kRows], float a[kRows], int count, std::int64_t n, float* y,
+                  const Row<W> next[kRows] = nullptr) {
   const int whole = count <= kRows / 2 ? kRows / 2 : kRows;
   for (int r = count; r < whole; ++r) {
     rows[r] = rows[count - 1];
     a[r] = 0.f;
   }
-  if (whole == kRows) {
-    next ? axpy_loop<kRows, true>(rows, a, n, y, next) : axpy_loop<kRows, false>(rows, a, n, y, next);
+  if constexpr (kOwnLoops<W>) {
+    whole == kRows ? axpy_groups<kRows>(rows, a, n, y, next) : axpy_groups<kRows / 2>(rows, a, n, y, next);
+  } else if (whole == kRows) {
+    next ? axpy_loop<kRows, true, W>(rows, a, n, y, next) : axpy_loop<kRows, false, W>(rows, a, n, y, next);
   } else {
-    next ? axpy_loop<kRows / 2, true>(rows, a, n, y, next) : axpy_loop<kRows / 2, false>(rows, a, n, y, next);
+    next ? axpy_loop<kRows / 2, true, W>(rows, a, n, y, next) : axpy_loop<kRows / 2, false, W>(rows, a, n, y, next);
   }
 }
 
@@ -229,3 +282,7 @@ inline Floats exponential(Floats x) {
 }
 
 }  // namespace winnow::WINNOW_LEVEL
+
+#if defined(WINNOW_AVX512)
+#include "simd/int4_avx512.hpp"
+#endif

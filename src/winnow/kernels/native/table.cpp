@@ -5,11 +5,17 @@
 namespace winnow::WINNOW_LEVEL {
 
 void linear(Context&, const float*, const Matrix&, const float*, float*);
+void add(const float*, std::int64_t, float*);
 void layer_norm(const float*, std::int64_t, std::int64_t, const float*, const float*, float, float*);
 void rms_norm(const float*, std::int64_t, std::int64_t, const float*, float, float*);
 void rotate(float*, std::int64_t, std::int64_t, const float*, const float*);
 void append_kv(const KvBlock&, std::int64_t, const float*, const float*);
-void attend(Context&, const float*, std::int64_t, const KvBlock&, std::int64_t, std::int64_t, float, float*);
+void attend(Context&, const float*, std::int64_t, const KvBlock&, std::int64_t, std::int64_t, float, const std::int32_t*,
+            std::int64_t, float*);
+void gathered_rows(Context&, const float*, const Matrix&, const float*, const std::int32_t*, std::int64_t, std::int64_t,
+                   float*);
+void gathered_columns(Context&, const float*, const Matrix&, const float*, const std::int32_t*, std::int64_t,
+                      std::int64_t, float*);
 std::int64_t active_set(Context&, const float*, const Matrix&, const Matrix&, const float*, std::int64_t,
                         std::int32_t*);
 std::int64_t gate_set(Context&, const float*, const NeuronRecords&, const float*, Activation, std::int32_t*, float*);
@@ -43,8 +49,9 @@ static float read(const char* memory, std::int64_t bytes, bool prefetching) {
 }
 
 const Kernels& kernels() {
-  static constexpr Kernels table = {linear, layer_norm, rms_norm, rotate, append_kv,
-                                    attend, active_set, gate_set, mlp,    read};
+  static constexpr Kernels table = {linear, add,           layer_norm,       rms_norm,   rotate,   append_kv,
+                                    attend, gathered_rows, gathered_columns, active_set, gate_set, mlp,
+                                    read};
   return table;
 }
 

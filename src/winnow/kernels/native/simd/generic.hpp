@@ -31,6 +31,14 @@ inline Floats load(const int8* p) {
   return {Vector{static_cast<float>(p[0].value), static_cast<float>(p[1].value), static_cast<float>(p[2].value),
                  static_cast<float>(p[3].value)}};
 }
+inline Floats load(Int4Row p) {
+  Floats a;
+  for (int i = 0; i < 4; ++i) {
+    a.v[i] = static_cast<float>((p.bytes()[i] >> p.shift() & 15) - 8) * p.scale();
+  }
+  return a;
+}
+inline Floats load_some(Int4Row p, std::int64_t) { return load(p); }  // rows are whole groups of 32
 template <class W>
 inline Floats load_some(const W* p, std::int64_t n) {  // n < 4
   W padded[4] = {};
@@ -63,18 +71,24 @@ inline void sum8(const Floats a[8], float out[8]) {
 template <class W, class X>
 constexpr int kStep = 4;
 
-template <class W>
-inline Floats step(Floats acc, const W* w, const float* x) {
+template <class R>
+inline Floats step(Floats acc, R w, const float* x) {
   return fma(load(w), load(x), acc);
 }
-template <class W>
-inline Floats step_some(Floats acc, const W* w, const float* x, std::int64_t n) {
+template <class R>
+inline Floats step_some(Floats acc, R w, const float* x, std::int64_t n) {
   return fma(load_some(w, n), load_some(x, n), acc);
 }
+inline void begin(Floats& sum) { sum = zero(); }
+inline void finish(const Floats sums[8], const float*, float out[8]) { sum8(sums, out); }
 
 template <class W>
 struct InputFor {
   using type = float;
+};
+template <class W>
+struct SumFor {
+  using type = Floats;
 };
 
 }  // namespace winnow::WINNOW_LEVEL

@@ -6,9 +6,11 @@
 //
 // Each header defines, for vectors of kLanes floats:
 //   zero splat load load_some store store_some + - * / fma maximum sum sum8 scale2
-//   step(acc, w, x)            acc + w * x over kStep elements, for the pairs (float, float), (bf16, float) and
-//                              (bf16, Input<bf16>)
-//   step_some(acc, w, x, n)    the same over the first n elements, reading no others
+//   InputFor<W>                the form that `lay_out` gives a vector to be multiplied with rows of W
+//   SumFor<W>, begin(sum)      what a product is summed in, and its zero
+//   step(sum, w, x)            sum + w * x over kStep elements
+//   step_some(sum, w, x, n)    the same over the first n elements, reading no others
+//   finish(sums, x, out)       eight sums as eight floats
 #pragma once
 
 #include <cstdint>
@@ -20,12 +22,15 @@ struct bf16 {
 struct int8 {
   std::int8_t value;  // times the scale of its row
 };
+struct int4 {};  // two to a byte, see Int4Row
 }  // namespace winnow
 
+#include "int4.hpp"
+
 #if defined(WINNOW_AVX512)
-#include "simd_avx512.hpp"
+#include "avx512.hpp"
 #elif defined(WINNOW_AVX2)
-#include "simd_avx2.hpp"
+#include "avx2.hpp"
 #else
-#include "simd_generic.hpp"
+#include "generic.hpp"
 #endif

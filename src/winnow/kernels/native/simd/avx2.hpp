@@ -23,7 +23,14 @@ inline Floats load(const bf16* p) { return {widen(_mm_loadu_si128(reinterpret_ca
 inline Floats load(const int8* p) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
 }
+inline Floats load(Int4Row p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p.bytes()));
+  const __m256i nibbles = _mm256_srl_epi32(_mm256_cvtepu8_epi32(bytes), _mm_cvtsi32_si128(p.shift()));
+  const __m256i steps = _mm256_sub_epi32(_mm256_and_si256(nibbles, _mm256_set1_epi32(15)), _mm256_set1_epi32(8));
+  return {_mm256_mul_ps(_mm256_cvtepi32_ps(steps), _mm256_set1_ps(p.scale()))};
+}
 inline Floats load_some(const float* p, std::int64_t n) { return {_mm256_maskload_ps(p, first(n))}; }
+inline Floats load_some(Int4Row p, std::int64_t) { return load(p); }  // rows are whole groups of 32
 template <class W>
 inline Floats load_some(const W* p, std::int64_t n) {
   W padded[8] = {};
@@ -58,18 +65,24 @@ inline void sum8(const Floats a[8], float out[8]) {
 template <class W, class X>
 constexpr int kStep = 8;
 
-template <class W>
-inline Floats step(Floats acc, const W* w, const float* x) {
+template <class R>
+inline Floats step(Floats acc, R w, const float* x) {
   return fma(load(w), load(x), acc);
 }
-template <class W>
-inline Floats step_some(Floats acc, const W* w, const float* x, std::int64_t n) {
+template <class R>
+inline Floats step_some(Floats acc, R w, const float* x, std::int64_t n) {
   return fma(load_some(w, n), load_some(x, n), acc);
 }
+inline void begin(Floats& sum) { sum = zero(); }
+inline void finish(const Floats sums[8], const float*, float out[8]) { sum8(sums, out); }
 
 template <class W>
 struct InputFor {
   using type = float;
+};
+template <class W>
+struct SumFor {
+  using type = Floats;
 };
 
 }  // namespace winnow::WINNOW_LEVEL

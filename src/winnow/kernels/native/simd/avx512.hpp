@@ -1,5 +1,6 @@
-// AVX-512 F, BW, VL, DQ and BF16: sixteen floats; bfloat16 pairs are multiplied and added by one instruction, twice: the
-// input is a sum of two bfloat16, so that it loses nothing that float32 sums would keep.
+// AVX-512 F, BW, VL, DQ, BF16 and VNNI: sixteen floats. bfloat16 pairs are multiplied and added by one instruction, twice:
+// the input is a sum of two bfloat16, so that it loses nothing that float32 sums would keep. Bytes are multiplied four at a
+// time, twice too: the input of int8 is a sum of two bytes, sixteen bits of its largest magnitude.
 #pragma once
 
 #include <immintrin.h>
@@ -37,6 +38,62 @@ inline void lay_out(const float* x, std::int64_t n, Halves* out) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(block), high);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(block + 64), low);
   }
+}
+
+// A vector for int8: whole steps of a common size, each high * 256 + low, two bytes. An element stands for the place of
+// one float: behind a head of 64 elements, block k of 64 elements holds 64 high bytes, then 64 low ones.
+struct Bytes {
+  std::int32_t part;
+};
+constexpr std::int64_t kBytesHead = 64;
+
+// Lane by lane, -128 times the sums of what step() multiplies with 128 too much; and the size of a step.
+struct BytesHead {
+  __m512i high, low;
+  float step;
+};
+inline const BytesHead& head(const Bytes* x) { return *reinterpret_cast<const BytesHead*>(x); }
+
+inline __mmask16 there(std::int64_t left) {  // the first of 16 lanes, as many as are left
+  return left >= kLanes ? static_cast<__mmask16>(~0) : left > 0 ? first(left) : __mmask16{0};
+}
+// Sums over four neighbours, in the lanes 0..3: as the products of bytes are summed.
+inline __m128i fours(__m512i a) {
+  const __m512i pairs = _mm512_add_epi32(a, _mm512_srli_epi64(a, 32));
+  const __m512i quads = _mm512_add_epi32(pairs, _mm512_bsrli_epi128(pairs, 8));
+  return _mm512_castsi512_si128(_mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), quads));
+}
+inline std::int64_t whole_blocks(std::int64_t n) { return (n + 63) / 64 * 64; }
+
+inline void lay_out(const float* x, std::int64_t n, Bytes* out) {
+  constexpr float kMost = 32512.f;  // high stays within -127..127
+  __m512 most = _mm512_setzero_ps(), wrong = _mm512_setzero_ps();
+  for (std::int64_t i = 0; i < n; i += kLanes) {
+    const __m512 a = _mm512_maskz_loadu_ps(there(n - i), x + i);
+    most = _mm512_max_ps(most, _mm512_abs_ps(a));
+    wrong = _mm512_fmadd_ps(a, _mm512_setzero_ps(), wrong);  // what is infinite or no number makes all of it NaN
+  }
+  const float largest = _mm512_reduce_max_ps(most);
+  const __m512 inverse = _mm512_set1_ps(largest > 0.f ? kMost / largest : 0.f);
+  const __m512i ones = _mm512_set1_epi8(1);
+  __m512i highs = _mm512_setzero_si512(), lows = highs;
+  for (std::int64_t i = 0; i < whole_blocks(n); i += 64) {
+    char* block = reinterpret_cast<char*>(out + kBytesHead + i);
+    for (std::int64_t at = 0; at < 64; at += kLanes) {
+      const __m512 a = _mm512_maskz_loadu_ps(there(n - i - at), x + i + at);
+      const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse));
+      const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(128)), 8);
+      const __m512i low = _mm512_sub_epi32(whole, _mm512_slli_epi32(high, 8));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(block + at), _mm512_cvtepi32_epi8(high));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(block + 64 + at), _mm512_cvtepi32_epi8(low));
+    }
+    highs = _mm512_dpbusd_epi32(highs, ones, _mm512_loadu_si512(block));
+    lows = _mm512_dpbusd_epi32(lows, ones, _mm512_loadu_si512(block + 64));
+  }
+  auto* begin = reinterpret_cast<BytesHead*>(out);
+  begin->high = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(highs, 7));
+  begin->low = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(lows, 7));
+  begin->step = largest / kMost + _mm512_reduce_add_ps(wrong);
 }
 
 inline Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
@@ -92,9 +149,10 @@ template <class W, class X>
 constexpr int kStep = 16;
 template <>
 inline constexpr int kStep<bf16, Halves> = 32;
+template <class W>
+constexpr int kStep<W, Bytes> = 64;
 
 inline Floats step(Floats acc, const float* w, const float* x) { return fma(load(w), load(x), acc); }
-inline Floats step(Floats acc, const int8* w, const float* x) { return fma(load(w), load(x), acc); }
 inline Floats step(Floats acc, const bf16* w, const float* x) { return fma(load(w), load(x), acc); }
 inline Floats dot_halves(Floats acc, __m512i w, const Halves* x, __mmask32 mask) {
   const char* parts = reinterpret_cast<const char*>(x);
@@ -108,14 +166,47 @@ inline Floats step(Floats acc, const bf16* w, const Halves* x) {
 inline Floats step_some(Floats acc, const float* w, const float* x, std::int64_t n) {
   return fma(load_some(w, n), load_some(x, n), acc);
 }
-inline Floats step_some(Floats acc, const int8* w, const float* x, std::int64_t n) {
-  return fma(load_some(w, n), load_some(x, n), acc);
-}
 inline Floats step_some(Floats acc, const bf16* w, const float* x, std::int64_t n) {
   return fma(load_some(w, n), load_some(x, n), acc);
 }
 inline Floats step_some(Floats acc, const bf16* w, const Halves* x, std::int64_t n) {
   return dot_halves(acc, _mm512_maskz_loadu_epi16(first32(n), w), x, first32(n));
+}
+
+// Products of bytes: of an unsigned one, the weight plus 128, with a signed one of the input.
+struct ByteSums {
+  __m512i high, low;
+};
+
+inline void begin(Floats& sum) { sum = zero(); }
+inline void begin(ByteSums& sum) { sum.high = sum.low = _mm512_setzero_si512(); }
+
+inline ByteSums step_bytes(ByteSums sum, __m512i w, const Bytes* x) {
+  const __m512i shifted = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
+  return {_mm512_dpbusd_epi32(sum.high, shifted, _mm512_loadu_si512(x + kBytesHead)),
+          _mm512_dpbusd_epi32(sum.low, shifted, _mm512_loadu_si512(x + kBytesHead + 16))};
+}
+inline ByteSums step(ByteSums sum, const int8* w, const Bytes* x) {
+  return step_bytes(sum, _mm512_loadu_si512(w), x);
+}
+inline ByteSums step_some(ByteSums sum, const int8* w, const Bytes* x, std::int64_t n) {
+  return step_bytes(sum, _mm512_maskz_loadu_epi8((__mmask64{1} << n) - 1, w), x);  // beyond n the input is 0
+}
+
+template <class X>
+inline void finish(const Floats sums[8], const X*, float out[8]) {
+  sum8(sums, out);
+}
+inline void finish(const ByteSums sums[8], const Bytes* x, float out[8]) {
+  const BytesHead& begin = head(x);
+  Floats totals[8];
+  for (int r = 0; r < 8; ++r) {
+    const __m512 high = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[r].high, begin.high));
+    const __m512 low = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[r].low, begin.low));
+    totals[r].v = _mm512_fmadd_ps(high, _mm512_set1_ps(256.f), low);
+  }
+  sum8(totals, out);
+  for (int r = 0; r < 8; ++r) out[r] *= begin.step;
 }
 
 template <class W>
@@ -125,12 +216,25 @@ struct InputFor<float> {
   using type = float;
 };
 template <>
-struct InputFor<int8> {
-  using type = float;
-};
-template <>
 struct InputFor<bf16> {
   using type = Halves;
+};
+template <>
+struct InputFor<int8> {
+  using type = Bytes;
+};
+template <>
+struct InputFor<int4> {
+  using type = Groups;
+};
+
+template <class W>
+struct SumFor {
+  using type = Floats;
+};
+template <>
+struct SumFor<int8> {
+  using type = ByteSums;
 };
 
 }  // namespace winnow::WINNOW_LEVEL
