@@ -33,3 +33,16 @@ def gates(weights: Weights, threshold: float | int) -> tuple[GatePredictor, ...]
     n_neurons = weights.config.n_neurons
     spread = torch.linspace(0, 0.1, n_neurons)
     return tuple(GatePredictor(threshold + spread) for _ in weights.layers)
+
+
+def head_predictors(
+    weights: Weights, rng: torch.Generator, margin: float | int = 0.0
+) -> tuple[LowRankPredictor, ...]:
+    """Return predictors that select about half of the kv heads, at random; all with a margin far above 0."""
+    width, n_heads = weights.config.width, weights.config.n_kv_heads
+    drawn = []
+    for _ in range(weights.config.n_layers):
+        down, up = torch.randn(RANK, width, generator=rng), torch.randn(n_heads, RANK, generator=rng)
+        pair = QuantisedMatrix.of(down), QuantisedMatrix.of(up)
+        drawn.append(LowRankPredictor(*pair, torch.full((n_heads,), float(margin))))
+    return tuple(drawn)

@@ -7,21 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.predictors import gates, low_rank
+from tests.engine.predictors import gates, head_predictors, low_rank
 from tests.engine.tiny import VARIANTS, tiny_model
+from winnow.base.errors import UsageError
 from winnow.base.rng import generator
 from winnow.engine import DictSource, KvCache, forward, load_weights, parse_config, prefill
 from winnow.engine.decode import Decoder, Schedule
-from winnow.engine.sparsity import Lookahead, SparseMlp
+from winnow.engine.sparsity import Lookahead, SparseHeads, SparseMlp
 from winnow.engine.synthetic import opt_config, synthetic_model
 from winnow.kernels import open_cpu
 
 N_TOKENS = 37
 
 
-def decoded(weights, predictors, ids, threads=1):
-    cache = KvCache(weights.config, len(ids), weights.embed.dtype)
-    decoding = Decoder(weights, predictors, open_cpu(threads)).start(cache)
+def decoded(weights, predictors, ids, threads=1, heads=()):
+    cache = KvCache(weights.config, len(ids), weights.cache_dtype)
+    decoding = Decoder(weights, predictors, open_cpu(threads), heads).start(cache)
     return np.stack([decoding.step(token) for token in ids]), decoding.counts
 
 
@@ -67,9 +68,77 @@ def test_sparse_decoding_agrees_with_the_masked_definition(small, ids):
 
 
 @functools.cache
-def tiny_weights(name, dtype=torch.float32):
+def tiny_weights(name, dtype=torch.float32, by_head=False):
     model = tiny_model(next(v for v in VARIANTS if v.name == name), generator(7))
-    return load_weights(DictSource(parse_config(model.config.to_dict()), model.state_dict()), dtype)
+    source = DictSource(parse_config(model.config.to_dict()), model.state_dict())
+    return load_weights(source, dtype, by_head=by_head)
+
+
+@pytest.mark.parametrize("name", ["opt", "opt-350m", "llama", "llama-biases"])
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_heads_left_out_are_decoded_as_they_are_defined(name, is_sparse, few, rng):
+    weights = tiny_weights(name, by_head=True)
+    heads, mlps = head_predictors(weights, rng), low_rank(weights, rng) if is_sparse else (None,) * 3
+    slot, mlp_slot = SparseHeads(heads), SparseMlp(mlps)
+    cache = KvCache(weights.config, N_TOKENS, torch.float32)
+    with torch.inference_mode():
+        expected = forward(weights, few, cache, mlp=mlp_slot, heads=slot)
+    found, counts = decoded(weights, mlps, few.tolist(), heads=heads)
+    assert relative(found, expected) < 2e-5
+    assert 0.2 < counts.head_density < 0.8
+    assert counts.head_density == pytest.approx(slot.density, abs=1e-3)
+
+
+def test_heads_left_out_here_are_whole_at_the_next_token(few, rng):
+    weights = tiny_weights("llama", by_head=True)
+    heads = head_predictors(weights, rng)
+    cache, whole = (KvCache(weights.config, 9, torch.float32) for _ in range(2))
+    first = Decoder(weights, (None,) * 3, open_cpu(1), (heads[0], None, None)).start(cache)
+    dense = Decoder(weights, (None,) * 3, open_cpu(1)).start(whole)
+    for token in few.tolist():
+        first.step(token)
+        dense.step(token)
+    assert torch.equal(cache.blocks[0].keys, whole.blocks[0].keys)
+    assert torch.equal(cache.blocks[0].values, whole.blocks[0].values)
+    assert not torch.equal(cache.blocks[1].keys, whole.blocks[1].keys)  # the heads were missed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["opt", "llama-biases"])
+def test_all_heads_by_either_layout_are_the_dense_model(name, dtype, few, rng):
+    weights = tiny_weights(name, dtype, by_head=True)
+    dense, _ = decoded(tiny_weights(name, dtype), (None,) * 3, few.tolist())
+    every = head_predictors(weights, rng, margin=1e6)
+    for heads in ((), every):
+        found, counts = decoded(weights, (None,) * 3, few.tolist(), heads=heads)
+        assert counts.head_density == 1.0
+        assert relative(found, torch.from_numpy(dense)) < (1e-5 if dtype == torch.float32 else 1e-3)
+
+
+def test_two_threads_give_the_bits_of_one_with_heads(few, rng):
+    weights = tiny_weights("llama", torch.bfloat16, by_head=True)
+    heads, mlps = head_predictors(weights, rng), low_rank(weights, rng)
+    one, _ = decoded(weights, mlps, few.tolist(), threads=1, heads=heads)
+    two, _ = decoded(weights, mlps, few.tolist(), threads=2, heads=heads)
+    assert np.array_equal(one, two)
+
+
+def test_heads_save_their_queries_their_keys_and_values_and_their_outputs(rng):
+    weights = tiny_weights("opt", by_head=True)
+    heads = head_predictors(weights, rng, margin=-1e6)
+    _, none = decoded(weights, (None,) * 3, [3], heads=heads)
+    _, full = decoded(weights, (None,) * 3, [3], heads=())
+    width = weights.config.width
+    saved_per_layer = 2 * width * width * 4 + 2 * width * 4  # queries and outputs; one position of the cache
+    predictors = sum(predictor.n_bytes for predictor in heads)
+    assert full.bytes_per_token - none.bytes_per_token == 3 * saved_per_layer - predictors
+    assert none.head_density == 0.0
+
+
+def test_heads_are_refused_where_the_weights_are_not_by_head(rng):
+    weights = tiny_weights("opt")
+    with pytest.raises(UsageError, match="not loaded by head"):
+        Decoder(weights, (None,) * 3, open_cpu(1), head_predictors(weights, rng))
 
 
 def defined(weights, predictors, few):

@@ -7,8 +7,8 @@ import torch
 from tests.kernels.cases import assert_close, normal
 from tests.kernels.conftest import opened
 from winnow.base.errors import UsageError
-from winnow.kernels import Cpu, KvBlock, append_kv, attend
-from winnow.kernels.decode_attention import attend_reference
+from winnow.kernels import Cpu, KvBlock, attend
+from winnow.kernels.decode_attention import append_kv, attend_reference
 
 # heads, kv heads, head width, start, length: both sides of a block of 256 positions, windows that start late
 CASES = [

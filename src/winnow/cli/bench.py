@@ -43,6 +43,7 @@ COLUMNS = (
     "set aside",
     "first token",
     "density",
+    "heads",
     "bytes/token",
     "GB/s",
     "of bandwidth",
@@ -82,7 +83,8 @@ def _checkpoint(arguments: argparse.Namespace) -> _Field:
     vocab_size = engine.tokenizer.vocab_size
     runners: list[Runner] = [WinnowRunner(engine.weights, None, engine.cpu, vocab_size)]
     if engine.plan is not None:
-        runners.append(WinnowRunner(engine.weights, engine.plan.layers, engine.cpu, vocab_size))
+        plan = engine.plan
+        runners.append(WinnowRunner(engine.weights, plan.layers, engine.cpu, vocab_size, plan.heads))
     directory = open_checkpoint(arguments).directory
     if "hf" in arguments.against:
         from winnow.engine.bench.hf import HfRunner, hf_from_directory
@@ -107,9 +109,11 @@ def _shape(arguments: argparse.Namespace) -> _Field:
     model = synthetic_shape(arguments.shape, dtype, arguments.density, seed=0)
     cpu = open_cpu(arguments.threads or len(os.sched_getaffinity(0)))
     vocab_size = model.weights.config.vocab_size
+    share = arguments.head_density
+    weights, heads = (model.weights, ()) if share == 1 else model.by_head(share)
     runners: list[Runner] = [
         WinnowRunner(model.weights, None, cpu, vocab_size),
-        WinnowRunner(model.weights, model.predictors, cpu, vocab_size),
+        WinnowRunner(weights, model.predictors, cpu, vocab_size, heads),
     ]
     if "hf" in arguments.against:
         from winnow.engine.bench.hf import HfRunner, hf_from_source
@@ -117,7 +121,7 @@ def _shape(arguments: argparse.Namespace) -> _Field:
         hf = hf_from_source(model.source, model.raw_config, _float(dtype))
         runners.append(HfRunner(hf, cpu.threads, vocab_size))
     prompt = torch.randint(vocab_size, (arguments.prompt_tokens,), generator=generator(1)).tolist()
-    expected = Expected(arguments.density, model.is_exact)
+    expected = Expected(arguments.density, model.is_exact and share == 1, share)
     return _Field(arguments.shape, runners, prompt, cpu, expected)
 
 
@@ -152,6 +156,7 @@ def _rows(report: BenchReport) -> Sequence[Sequence[str]]:
             str(row.turns_set_aside),
             f"{row.ttft_s:.2f} s",
             share(row.mlp_density),
+            share(row.head_density),
             quantity(row.bytes_per_token),
             f"{row.gb_per_s:.1f}",
             share(row.bandwidth_share),

@@ -200,6 +200,7 @@ def _add_bench(parser: Parser) -> None:
         help="instead of MODEL, a random one of a known shape: opt-1.3b, llama-1b, ...",
     )
     add("--density", type=_real, default=0.1, metavar="SHARE", help="with --shape: neurons computed (0.1)")
+    add("--head-density", type=_real, default=1.0, metavar="SHARE", help="with --shape: heads computed (1)")
     add("--text", type=Path, metavar="FILE", help="with MODEL: the prompt is the beginning of this text")
     add("--against", type=_engines, default=(), metavar="ENGINES", help="hf: the same model in transformers")
     add("--prompt-tokens", type=_positive, default=128, metavar="N", help="length of the prompt (128)")

@@ -2,7 +2,8 @@
 
     x = embedding of the token
     for each layer:
-        x += attention(norm(x))            every head, keys and values from the cache
+        heads = predictor(norm(x))         which heads to compute; all where there is none
+        x += attention(norm(x), heads)     keys and values of every head are computed and kept
         active = predictor(norm(x))        which neurons to compute: a low-rank guess, or their gates
         x += mlp(norm(x), active)          one contiguous record per active neuron
     logits = head(norm(x))
@@ -21,12 +22,13 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
+from winnow.base.errors import UsageError
 from winnow.engine.cache import KvCache
 from winnow.engine.config import ModelConfig
 from winnow.engine.families import rotary_table
-from winnow.engine.sparsity.predictor import Lookahead, Predictor
+from winnow.engine.sparsity.predictor import HeadPredictor, Lookahead, Predictor
 from winnow.engine.sparsity.sparse_mlp import WinnowedMlp
-from winnow.engine.weights import Weights
+from winnow.engine.weights import HeadLinear, Weights
 from winnow.kernels import Cpu
 
 Vector = Float32[np.ndarray, " _"]  # D, or the length that the operand beside it gives
@@ -44,16 +46,23 @@ class DecodeCounts:
     """
 
     n_neurons: int
+    n_heads: int  # kv heads, each left out with all heads that share it
     active: list[int]
+    heads: list[int]
     n_bytes: list[int]
     seconds: list[float]
-    head_bytes: int = 0
+    head_bytes: int = 0  # of the map to logits
     steps: int = 0
 
     @property
     def mlp_density(self) -> float:
         """Share of neurons selected, over all layers and steps; 1 before the first step."""
         return sum(self.active) / (self.n_neurons * len(self.active) * self.steps) if self.steps else 1.0
+
+    @property
+    def head_density(self) -> float:
+        """Share of heads computed, over all layers and steps; 1 before the first step."""
+        return sum(self.heads) / (self.n_heads * len(self.heads) * self.steps) if self.steps else 1.0
 
     @property
     def bytes_per_token(self) -> float:
@@ -90,12 +99,27 @@ class Schedule:
 class Decoder:
     """Decodes on the CPU: what all decodings of one model with one set of predictors share."""
 
-    def __init__(self, weights: Weights, predictors: Sequence[Predictor | None], cpu: Cpu) -> None:
-        """Remember all three; no weight is copied."""
+    def __init__(
+        self,
+        weights: Weights,
+        predictors: Sequence[Predictor | None],
+        cpu: Cpu,
+        heads: Sequence[HeadPredictor | None] = (),
+    ) -> None:
+        """Remember all of them; no weight is copied. No `heads` at all means every head in every layer.
+
+        Raises UsageError for heads to be left out where the weights were not loaded by head.
+        """
         self.weights = weights
         self.predictors = predictors
+        self.heads = heads or (None,) * len(weights.layers)
         self.cpu = cpu
         self.schedule = Schedule.of(predictors)
+        is_by_head = all(isinstance(layer.out, HeadLinear) for layer in weights.layers)
+        if not is_by_head and any(predictor is not None for predictor in self.heads):
+            raise UsageError(
+                "The plan leaves heads out, and these weights were not loaded by head; load them with it."
+            )
 
     def start(self, cache: KvCache) -> "Decoding":
         """Begin to decode after the positions that `cache` holds, or will hold at the first step.
@@ -118,10 +142,10 @@ class Decoding:
         self.decoder = decoder
         self.cache = cache
         weights, config = decoder.weights, decoder.weights.config
-        self.counts = DecodeCounts(
-            config.n_neurons, [0] * config.n_layers, [0] * config.n_layers, [0.0] * config.n_layers
-        )
+        n, n_heads = config.n_layers, config.n_kv_heads
+        self.counts = DecodeCounts(config.n_neurons, n_heads, [0] * n, [0] * n, [0] * n, [0.0] * n)
         self._buffers = _Buffers(config)
+        self._heads = [(np.arange(n_heads, dtype=np.int32), np.full(1, n_heads)) for _ in range(n)]
         self._tape = decoder.cpu.tape()
         pairs = zip(weights.layers, decoder.predictors, strict=True)
         self._mlps = [WinnowedMlp(layer, predictor, self._tape) for layer, predictor in pairs]
@@ -185,7 +209,12 @@ class Decoding:
             self._buffers,
             self._tape,
         )
-        layer.qkv.apply(tape, x, buffers.qkv)
+        predictor, listed = self.decoder.heads[index], self._heads[index]
+        if predictor is None:
+            layer.qkv.apply(tape, x, buffers.qkv)
+        else:
+            predictor.apply(tape, x, *listed)
+            layer.qkv.apply_by_head(tape, x, listed, buffers.q.reshape(-1), buffers.kv)
         for norm, heads in ((layer.q_norm, buffers.q), (layer.k_norm, buffers.k)):
             if norm is not None:
                 norm.apply(tape, heads, heads)
@@ -193,10 +222,12 @@ class Decoding:
             tape.rotate(buffers.q, buffers.cos, buffers.sin)
             tape.rotate(buffers.k, buffers.cos, buffers.sin)
         tape.append_kv(block, buffers.position, buffers.k, buffers.v)
-        tape.attend(
-            buffers.q, block, buffers.position, layer.window or 0, block.head_width**-0.5, buffers.mixed
-        )
-        layer.out.apply(tape, buffers.mixed.reshape(-1), buffers.attended)
+        scale, heads = block.head_width**-0.5, None if predictor is None else listed
+        tape.attend(buffers.q, block, buffers.position, layer.window or 0, scale, buffers.mixed, heads)
+        if isinstance(layer.out, HeadLinear):
+            layer.out.apply(tape, buffers.mixed.reshape(-1), listed, buffers.attended)
+        else:
+            layer.out.apply(tape, buffers.mixed.reshape(-1), buffers.attended)
         return buffers.attended
 
     def _select(self, layers: Sequence[int], view: Vector) -> None:
@@ -217,10 +248,15 @@ class Decoding:
         for index, (layer, mlp, block) in enumerate(
             zip(weights.layers, self._mlps, self.cache.blocks, strict=True)
         ):
+            n_heads, predictor = int(self._heads[index][1][0]), self.decoder.heads[index]
             seen = min(position + 1, layer.window or position + 1)
-            kv_bytes = 2 * seen * block.n_kv_heads * block.head_width * block.dtype.itemsize
+            cached_bytes = 2 * seen * n_heads * block.head_width * block.dtype.itemsize
+            q_bytes = layer.qkv.n_bytes * self._buffers.q.size // self._buffers.qkv.size
+            of_heads = (q_bytes + layer.out.n_bytes) * n_heads // block.n_kv_heads
+            counts.heads[index] += n_heads
             counts.active[index] += mlp.n_active
-            counts.n_bytes[index] += layer.qkv.n_bytes + layer.out.n_bytes + kv_bytes + mlp.n_bytes
+            counts.n_bytes[index] += of_heads + layer.qkv.n_bytes - q_bytes + cached_bytes + mlp.n_bytes
+            counts.n_bytes[index] += 0 if predictor is None else predictor.n_bytes
             counts.seconds[index] += times[index + 1] - times[index]
         counts.head_bytes += weights.head.n_bytes
         counts.steps += 1
@@ -263,6 +299,7 @@ class _Buffers:
         self.q = self.qkv[:n_q].reshape(config.n_heads, config.head_width)  # views of qkv
         self.k = self.qkv[n_q : n_q + n_kv].reshape(config.n_kv_heads, config.head_width)
         self.v = self.qkv[n_q + n_kv :].reshape(config.n_kv_heads, config.head_width)
+        self.kv = self.qkv[n_q:]
         self.mixed = np.empty((config.n_heads, config.head_width), np.float32)
         self.attended = np.empty(config.width, np.float32)
         self.mlp = np.empty(config.width, np.float32)

@@ -147,7 +147,7 @@ class Engine:
         """Decode with `plan` from now on, None for every neuron; no weight is copied."""
         self.plan = plan
         layers = plan.layers if plan else (None,) * self.weights.config.n_layers
-        self.decoder = Decoder(self.weights, layers, self.cpu)
+        self.decoder = Decoder(self.weights, layers, self.cpu, plan.heads if plan else ())
 
     def generate(  # noqa: PLR0913 (a public verb: the names its users expect)
         self,
@@ -289,7 +289,7 @@ class Engine:
             tokens_per_second=counts.steps / decode_s if decode_s > 0 else 0.0,
             ttft_s=first_s,
             mlp_density=counts.mlp_density,
-            head_density=1.0,
+            head_density=counts.head_density,
             bytes_per_token=counts.bytes_per_token,
             counts=counts,
         )
@@ -373,5 +373,5 @@ def load(
         opened = open_plan(Path(plan_path), checkpoint.config, checkpoint.content_hash(), dtype)
     # Last, as it is the longest: what is small has been found good by now.
     check_memory(checkpoint.memory_bytes(DTYPES[dtype]), str(checkpoint.directory))
-    weights = load_weights(checkpoint, DTYPES[dtype])
+    weights = load_weights(checkpoint, DTYPES[dtype], by_head=opened is not None and opened.has_heads)
     return Engine(weights, tokenizer, opened, n_threads)

@@ -42,6 +42,9 @@ class MlpInputs:
 # (layer index, layer, views) -> MLP output [T, D], its bias included
 Mlp = Callable[[int, Layer, MlpInputs], Tensor]
 Rotation = tuple[Tensor, Tensor]  # cosine and sine, [T, E/2] each
+HeadWatch = Callable[[Float32[Tensor, "T K sharers E"]], Float32[Tensor, "T K sharers E"]]
+# (layer index, layer, what its attention reads) -> what watches its heads
+Heads = Callable[[int, Layer, Float32[Tensor, "T D"]], HeadWatch | None]
 
 
 def embed(weights: Weights, ids: Int64[Tensor, " T"], start: int) -> Float32[Tensor, "T D"]:
@@ -55,12 +58,18 @@ def embed(weights: Weights, ids: Int64[Tensor, " T"], start: int) -> Float32[Ten
 
 
 def attention(
-    layer: Layer, x: Float32[Tensor, "T D"], block: KvBlock, start: int, rotation: Rotation | None
+    layer: Layer,
+    x: Float32[Tensor, "T D"],
+    block: KvBlock,
+    start: int,
+    rotation: Rotation | None,
+    watch: HeadWatch | None = None,
 ) -> Float32[Tensor, "T D"]:
     """Return the attention of T tokens over themselves and the `start` positions before them.
 
     Stores the tokens' keys and values in `block`. Query head h reads key head ``h // (H / K)``. Each key
-    head in turn holds ``H / K * T * (start + T)`` float32 scores.
+    head in turn holds ``H / K * T * (start + T)`` float32 scores. `watch` is shown what the heads say and
+    returns what of it is heard.
     """
     n_tokens, head_width, n_kv_heads = len(x), block.head_width, block.n_kv_heads
     heads = layer.qkv(x).view(n_tokens, -1, head_width)  # T, H + 2 K, E
@@ -81,7 +90,7 @@ def attention(
         keys, values = block.keys[head, :end].float(), block.values[head, :end].float()
         scores = torch.einsum("tge,se->gts", q[:, head], keys).masked_fill(hidden, float("-inf"))
         mixed[:, head] = torch.einsum("gts,se->tge", scores.softmax(-1), values)
-    return layer.out(mixed.flatten(1))
+    return layer.out((mixed if watch is None else watch(mixed)).flatten(1))
 
 
 def _hidden_keys(start: int, end: int, window: int | None) -> Tensor:
@@ -108,8 +117,17 @@ def dense_mlp(index: int, layer: Layer, inputs: MlpInputs) -> Float32[Tensor, "T
     return weighted_sum(layer, activations(layer, inputs.own))
 
 
+def all_heads(index: int, layer: Layer, x: Float32[Tensor, "T D"]) -> None:
+    """Leave every head as it is."""
+
+
 def hidden(
-    weights: Weights, ids: Int64[Tensor, " T"], cache: KvCache, *, mlp: Mlp = dense_mlp
+    weights: Weights,
+    ids: Int64[Tensor, " T"],
+    cache: KvCache,
+    *,
+    mlp: Mlp = dense_mlp,
+    heads: Heads = all_heads,
 ) -> Float32[Tensor, "T D"]:
     """Return the residual stream after the last layer and norm; the cache grows by T positions.
 
@@ -123,7 +141,7 @@ def hidden(
     for index, (layer, block) in enumerate(zip(weights.layers, cache.blocks, strict=True)):
         # Pre-norm: x + f(norm(x)). OPT-350m norms after the sum instead: norm(x + f(x)).
         read = layer.attention_norm(x) if config.is_pre_norm else x
-        x = x + attention(layer, read, block, start, rotation)
+        x = x + attention(layer, read, block, start, rotation, heads(index, layer, read))
         x = x if config.is_pre_norm else layer.attention_norm(x)
         own = layer.mlp_norm(x) if config.is_pre_norm else x
         x = x + mlp(index, layer, MlpInputs(own, read, read if below is None else below))
@@ -139,10 +157,15 @@ def logits(weights: Weights, x: Float32[Tensor, "T D"]) -> Float32[Tensor, "T V"
 
 
 def forward(
-    weights: Weights, ids: Int64[Tensor, " T"], cache: KvCache, *, mlp: Mlp = dense_mlp
+    weights: Weights,
+    ids: Int64[Tensor, " T"],
+    cache: KvCache,
+    *,
+    mlp: Mlp = dense_mlp,
+    heads: Heads = all_heads,
 ) -> Float32[Tensor, "T V"]:
     """Return the logits after each of the tokens `ids`, all computed in one piece."""
-    return logits(weights, hidden(weights, ids, cache, mlp=mlp))
+    return logits(weights, hidden(weights, ids, cache, mlp=mlp, heads=heads))
 
 
 def prefill(

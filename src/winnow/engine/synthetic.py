@@ -10,7 +10,7 @@ The same tensors go to every engine.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -21,10 +21,11 @@ from winnow.base.rng import generator
 from winnow.engine.cache import KvCache
 from winnow.engine.checkpoint import DictSource
 from winnow.engine.families import load_weights, parse_config
-from winnow.engine.model import MlpInputs, dense_mlp, forward, weighted_sum
-from winnow.engine.sparsity.predictor import GatePredictor, LowRankPredictor, Predictor
-from winnow.engine.weights import Layer, Weights, product
-from winnow.kernels import QuantisedMatrix
+from winnow.engine.model import HeadWatch, MlpInputs, dense_mlp, forward, weighted_sum
+from winnow.engine.sparsity.predictor import GatePredictor, HeadPredictor, LowRankPredictor, Predictor
+from winnow.engine.sparsity.sparse_heads import silenced
+from winnow.engine.weights import HeadLinear, Layer, Linear, Weights, product
+from winnow.kernels import QuantisedMatrix, matrix
 
 OPT_SHAPES = {  # layers, width, heads
     "opt-125m": (12, 768, 12),
@@ -39,6 +40,7 @@ LLAMA_SHAPES = {  # layers, width, neurons, heads, kv heads
 OPT_VOCABULARY = 50272
 LLAMA_VOCABULARY = 128256
 RANK_SHARE = 16  # rank of fc1: width over this
+HEAD_SEED = 2
 SPREAD_TOKENS = 256  # random tokens on which biases and thresholds are set
 # A predicted score differs from the true pre-activation by rounding only; this covers it.
 ROUNDING_MARGIN = 0.02
@@ -60,6 +62,17 @@ class SyntheticModel:
     weights: Weights
     predictors: tuple[Predictor, ...]
     is_exact: bool
+
+    def by_head(self, density: float | int) -> "tuple[Weights, tuple[HeadPredictor, ...]]":
+        """Return the weights with the map behind attention by head, and predictors of a `density` of heads.
+
+        They are drawn at random, so tokens part from the dense ones. Copies that one map of each layer.
+        """
+        if not 0 < density < 1:
+            raise UsageError(f"--head-density is {density}; expected a share between 0 and 1.")
+        layers = tuple(replace(layer, out=_by_head(layer.out)) for layer in self.weights.layers)
+        weights = replace(self.weights, layers=layers)
+        return weights, _head_predictors(weights, density, generator(HEAD_SEED))
 
 
 def synthetic_shape(shape: str, dtype: torch.dtype, density: float, seed: int) -> SyntheticModel:
@@ -228,6 +241,33 @@ def _llama_tensors(raw: dict, dtype: torch.dtype, draws: torch.Generator) -> dic
         for name in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"{layer}{name}.weight"] = torch.ones(width, dtype=dtype)
     return tensors
+
+
+def _by_head(out: Linear | HeadLinear) -> HeadLinear:
+    return HeadLinear(matrix(out.matrix.weight.T, out.matrix.dtype), out.bias)
+
+
+def _head_predictors(
+    weights: Weights, density: float | int, draws: torch.Generator
+) -> tuple[HeadPredictor, ...]:
+    """Return predictors that each select a head for a share `density` of random tokens."""
+    config = weights.config
+    rank = max(config.width // RANK_SHARE // 4, 1)
+    ids = torch.randint(0, config.vocab_size, (SPREAD_TOKENS,), generator=draws)
+    predictors = []
+
+    def choosing(index: int, layer: Layer, x: Float[Tensor, "T D"]) -> HeadWatch:
+        down = QuantisedMatrix.of(torch.randn(rank, config.width, generator=draws))
+        up = QuantisedMatrix.of(torch.randn(config.n_kv_heads, rank, generator=draws))
+        predictor = LowRankPredictor(down, up, torch.zeros(config.n_kv_heads))
+        scores = predictor.scores(x)
+        predictor.bias.copy_(-scores.quantile(1 - float(density), dim=0))
+        predictors.append(predictor)
+        return lambda mixed: silenced(mixed, predictor.scores(x) > 0)
+
+    with torch.inference_mode():
+        forward(weights, ids, KvCache(config, SPREAD_TOKENS, weights.cache_dtype), heads=choosing)
+    return tuple(predictors)
 
 
 def _gate_predictors(weights: Weights, density: float, draws: torch.Generator) -> tuple[GatePredictor, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from winnow.engine.config import ModelConfig
-from winnow.kernels import Activation, AnyMatrix, Calls, NeuronRecords
+from winnow.kernels import Activation, AnyMatrix, Calls, Listed, NeuronRecords
 
 
 @final
@@ -40,6 +40,52 @@ class Linear:
     def apply(self, calls: Calls, x: Float32[np.ndarray, " D"], out: Float32[np.ndarray, " M"]) -> None:
         """Write the product for one row into `out`."""
         calls.linear(x, self.matrix, self._bias, out)
+
+    def apply_by_head(
+        self,
+        calls: Calls,
+        x: Float32[np.ndarray, " D"],
+        heads: Listed,
+        out: Float32[np.ndarray, " M_heads"],
+        rest: Float32[np.ndarray, " M_rest"],
+    ) -> None:
+        """Write the first rows, those of the listed heads only, into `out` and all others into `rest`."""
+        n, bias = len(out), self._bias
+        calls.gathered_rows(x, self.matrix.part(0, n), None if bias is None else bias[:n], *heads, out)
+        others = self.matrix.part(n, self.matrix.shape[0])
+        calls.linear(x, others, None if bias is None else bias[n:], rest)
+
+    @cached_property
+    def _bias(self) -> np.ndarray | None:
+        return None if self.bias is None else self.bias.numpy()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class HeadLinear:
+    """``y = a @ matrix + bias``: the map behind attention, stored with one row per input.
+
+    So the inputs of a head left out are rows not read.
+    """
+
+    matrix: AnyMatrix  # [M, D]
+    bias: Float32[Tensor, " D"] | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of weight that one product with all inputs reads."""
+        return self.matrix.n_bytes
+
+    def __call__(self, a: Float32[Tensor, "T M"]) -> Float32[Tensor, "T D"]:
+        """Return the product for T rows."""
+        y = product(a, self.matrix.weight.T)
+        return y if self.bias is None else y + self.bias
+
+    def apply(
+        self, calls: Calls, a: Float32[np.ndarray, " M"], heads: Listed, out: Float32[np.ndarray, " D"]
+    ) -> None:
+        """Write the product for one row, over the inputs of the listed heads, into `out`."""
+        calls.gathered_columns(a, self.matrix, self._bias, *heads, out)
 
     @cached_property
     def _bias(self) -> np.ndarray | None:
@@ -125,7 +171,7 @@ class Layer:
     qkv: Linear  # rows: H*E of queries, then K*E of keys, then K*E of values
     q_norm: RmsNorm | None
     k_norm: RmsNorm | None
-    out: Linear
+    out: Linear | HeadLinear
     mlp_norm: Norm
     mlp: NeuronRecords
     mlp_bias: Float32[Tensor, " D"] | None

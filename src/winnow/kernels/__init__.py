@@ -22,8 +22,8 @@ choice.py           open_cpu: which of them this machine gets
 
 from winnow.kernels.active_set import active_set
 from winnow.kernels.choice import isa_levels, open_cpu, read_bandwidth
-from winnow.kernels.cpu import Calls, Cell, Cpu, Tape
-from winnow.kernels.decode_attention import append_kv, attend
+from winnow.kernels.cpu import Calls, Cell, Cpu, Listed, Tape
+from winnow.kernels.decode_attention import attend
 from winnow.kernels.gate_set import gate_set
 from winnow.kernels.gathered_mlp import dense_mlp, gathered_mlp
 from winnow.kernels.linear import linear
@@ -39,12 +39,12 @@ __all__ = [
     "Cpu",
     "Int4Matrix",
     "KvBlock",
+    "Listed",
     "Matrix",
     "NeuronRecords",
     "QuantisedMatrix",
     "Tape",
     "active_set",
-    "append_kv",
     "attend",
     "dense_mlp",
     "gate_set",

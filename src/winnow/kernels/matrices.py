@@ -4,8 +4,8 @@
     QuantisedMatrix   int8, one scale per row
     Int4Matrix        four bits, one scale per group of 32 along a row
 
-All have `weight`, the matrix that is meant; `rows`, some rows of it in float32; and `n_bytes`, what a product
-reads.
+All have `weight`, the matrix that is meant; `rows`, some rows of it in float32; `part`, rows that follow each
+other as they lie; and `n_bytes`, what a product reads.
 """
 
 from typing import final
@@ -69,6 +69,10 @@ class Matrix:
         """Return the rows numbered `ids`."""
         return self.weight[ids].float()
 
+    def part(self, start: int, stop: int) -> "Matrix":
+        """Return the rows start..stop-1, the same memory."""
+        return Matrix(self.weight[start:stop])
+
     @classmethod
     def empty(cls, n_rows: int, width: int, dtype: torch.dtype) -> "Matrix":
         """Return an uninitialised [n_rows, width] matrix on huge pages, to be filled through `.weight`."""
@@ -115,7 +119,8 @@ class QuantisedMatrix:
     @classmethod
     def of(cls, weight: Float[Tensor, "M D"]) -> "QuantisedMatrix":
         """Return `weight` rounded to the nearest int8 of each row; a row of zeros stays one."""
-        return cls(*to_int8(weight))
+        values, scales = to_int8(weight)
+        return cls(_on_huge_pages(values), scales)
 
     @property
     def weight(self) -> Float32[Tensor, "M D"]:
@@ -130,6 +135,10 @@ class QuantisedMatrix:
     def rows(self, ids: Int64[Tensor, " N"]) -> Float32[Tensor, "N D"]:
         """Return the rows numbered `ids`."""
         return self.values[ids].float() * self.scales[ids][:, None]
+
+    def part(self, start: int, stop: int) -> "QuantisedMatrix":
+        """Return the rows start..stop-1, the same memory."""
+        return QuantisedMatrix(self.values[start:stop], self.scales[start:stop])
 
     @property
     def n_bytes(self) -> int:
@@ -179,7 +188,8 @@ class Int4Matrix:
     @classmethod
     def of(cls, weight: Float[Tensor, "M D"]) -> "Int4Matrix":
         """Return `weight` rounded to the nearest of each group's sixteen values."""
-        return cls(*to_int4(weight))
+        groups, scales = to_int4(weight)
+        return cls(_on_huge_pages(groups), _on_huge_pages(scales))
 
     @property
     def weight(self) -> Float32[Tensor, "M D"]:
@@ -194,6 +204,10 @@ class Int4Matrix:
     def rows(self, ids: Int64[Tensor, " N"]) -> Float32[Tensor, "N D"]:
         """Return the rows numbered `ids`."""
         return from_int4(self.groups[ids], self.scales[ids])
+
+    def part(self, start: int, stop: int) -> "Int4Matrix":
+        """Return the rows start..stop-1, the same memory."""
+        return Int4Matrix(self.groups[start:stop], self.scales[start:stop])
 
     @property
     def n_bytes(self) -> int:
@@ -249,4 +263,12 @@ def matrix(weight: Float[Tensor, "M D"], dtype: torch.dtype) -> AnyMatrix:
         return QuantisedMatrix.of(weight)
     if dtype == int4:
         return Int4Matrix.of(weight)
-    return Matrix(weight.to(dtype).contiguous())
+    held = Matrix.empty(weight.shape[0], weight.shape[1], dtype)
+    held.weight.copy_(weight)
+    return held
+
+
+def _on_huge_pages(values: Tensor) -> Tensor:
+    """Return a copy that starts on a line, on huge pages where it is large: rows are read here and there."""
+    held = aligned_bytes(values.nbytes).view(values.dtype).view(values.shape)
+    return held.copy_(values)

@@ -11,7 +11,7 @@ from winnow.engine.cache import KvCache
 from winnow.engine.decode import Decoder
 from winnow.engine.generate import DTYPES, torch_threads
 from winnow.engine.model import prefill
-from winnow.engine.sparsity.predictor import Predictor
+from winnow.engine.sparsity.predictor import HeadPredictor, Predictor
 from winnow.engine.weights import Weights
 from winnow.kernels import Cpu
 
@@ -27,6 +27,7 @@ class Turn:
     token_ids: tuple[int, ...]
     mlp_density: float
     bytes_per_token: float | int
+    head_density: float = 1.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -63,6 +64,7 @@ class WinnowRunner:
         predictors: Sequence[Predictor | None] | None,
         cpu: Cpu,
         vocab_size: int,
+        heads: Sequence[HeadPredictor | None] = (),
     ) -> None:
         self.name = "winnow-dense" if predictors is None else "winnow-sparse"
         self.dtype = PRECISIONS[weights.embed.dtype]
@@ -70,7 +72,7 @@ class WinnowRunner:
         self.cpu = cpu
         self.vocab_size = vocab_size
         layers = predictors or (None,) * weights.config.n_layers
-        self.decoder = Decoder(weights, layers, cpu)
+        self.decoder = Decoder(weights, layers, cpu, heads)
 
     def run(self, prompt: Sequence[int], n_tokens: int) -> Turn:
         """Read `prompt`, decode `n_tokens` greedily from an empty cache."""
@@ -91,4 +93,5 @@ class WinnowRunner:
             token_ids=tuple(tokens),
             mlp_density=decoding.counts.mlp_density,
             bytes_per_token=decoding.counts.bytes_per_token,
+            head_density=decoding.counts.head_density,
         )

@@ -49,12 +49,12 @@ def tensor_shapes(config: ModelConfig) -> Shapes:
     return _FAMILIES[config.family].shapes(config)
 
 
-def load_weights(source: TensorSource, dtype: torch.dtype) -> Weights:
-    """Return the weights of `source` in `dtype`: matrices and records in it, norms and biases in float32.
+def load_weights(source: TensorSource, dtype: torch.dtype, *, by_head: bool = False) -> Weights:
+    """Return the weights of `source`: matrices and records in `dtype`, norms and biases in float32.
 
-    Every tensor's name, shape and type is checked before the first is read; tensors are then copied once,
-    so peak memory is the model plus one tensor. Raises ModelError on any mismatch.
+    Every tensor is checked before the first is read; then each is copied once: peak memory is the model plus
+    one. `by_head` stores the maps behind attention so that heads can be left out. Raises ModelError.
     """
-    if dtype not in (torch.float32, torch.bfloat16, torch.int8, int4):
-        raise UsageError(f"dtype is {dtype}, expected torch.float32, bfloat16, int8 or int4.")
-    return _FAMILIES[source.config.family].load(source, dtype)
+    if dtype not in (known := (torch.float32, torch.bfloat16, torch.int8, int4)):
+        raise UsageError(f"dtype is {dtype}, expected one of {', '.join(map(str, known))}.")
+    return _FAMILIES[source.config.family].load(source, dtype, by_head)

@@ -111,7 +111,7 @@ def shapes(config: ModelConfig) -> Shapes:
     return table if config.is_tied else {**table, HEAD: (config.vocab_size, d)}
 
 
-def load(source: TensorSource, dtype: torch.dtype) -> Weights:
+def load(source: TensorSource, dtype: torch.dtype, by_head: bool) -> Weights:
     """Return the weights in `dtype` (norms and biases in float32), layer by layer."""
     config = source.config
     tensors = Tensors(source, shapes(config), dtype)
@@ -121,14 +121,14 @@ def load(source: TensorSource, dtype: torch.dtype) -> Weights:
         embed=embed,
         positions=None,
         project_in=None,
-        layers=tuple(_layer(tensors, config, index) for index in range(config.n_layers)),
+        layers=tuple(_layer(tensors, config, index, by_head) for index in range(config.n_layers)),
         final_norm=tensors.rms_norm("model.norm", config.norm_eps),
         project_out=None,
         head=tensors.head(embed, EMBED),
     )
 
 
-def _layer(tensors: Tensors, config: ModelConfig, index: int) -> Layer:
+def _layer(tensors: Tensors, config: ModelConfig, index: int, by_head: bool) -> Layer:
     at = f"model.layers.{index}"
     qkv = tuple(f"{at}.self_attn.{each}_proj" for each in "qkv")
     eps = config.norm_eps
@@ -137,7 +137,7 @@ def _layer(tensors: Tensors, config: ModelConfig, index: int) -> Layer:
         qkv=tensors.linear(*qkv, has_bias=config.has_qkv_bias),
         q_norm=tensors.rms_norm(f"{at}.self_attn.q_norm", eps) if config.has_qk_norm else None,
         k_norm=tensors.rms_norm(f"{at}.self_attn.k_norm", eps) if config.has_qk_norm else None,
-        out=tensors.linear(f"{at}.self_attn.o_proj", has_bias=config.has_out_bias),
+        out=tensors.out_map(f"{at}.self_attn.o_proj", has_bias=config.has_out_bias, by_head=by_head),
         mlp_norm=tensors.rms_norm(f"{at}.post_attention_layernorm", eps),
         mlp=tensors.records(
             f"{at}.mlp.gate_proj", f"{at}.mlp.down_proj", f"{at}.mlp.up_proj", has_bias=config.has_mlp_bias

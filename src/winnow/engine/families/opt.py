@@ -76,7 +76,7 @@ def shapes(config: ModelConfig) -> Shapes:
     return table if config.is_tied else {**table, HEAD: (config.vocab_size, w)}
 
 
-def load(source: TensorSource, dtype: torch.dtype) -> Weights:
+def load(source: TensorSource, dtype: torch.dtype, by_head: bool) -> Weights:
     """Return the weights in `dtype` (norms and biases in float32), layer by layer."""
     config = source.config
     tensors = Tensors(source, shapes(config), dtype)
@@ -88,14 +88,14 @@ def load(source: TensorSource, dtype: torch.dtype) -> Weights:
         embed=embed,
         positions=positions,
         project_in=tensors.linear(f"{ROOT}.project_in") if is_projected else None,
-        layers=tuple(_layer(tensors, config, index) for index in range(config.n_layers)),
+        layers=tuple(_layer(tensors, config, index, by_head) for index in range(config.n_layers)),
         final_norm=_norm(tensors, config, f"{ROOT}.final_layer_norm") if config.has_final_norm else None,
         project_out=tensors.linear(f"{ROOT}.project_out") if is_projected else None,
         head=tensors.head(embed, EMBED),
     )
 
 
-def _layer(tensors: Tensors, config: ModelConfig, index: int) -> Layer:
+def _layer(tensors: Tensors, config: ModelConfig, index: int, by_head: bool) -> Layer:
     at = f"{ROOT}.layers.{index}"
     has_bias = config.has_mlp_bias
     return Layer(
@@ -103,7 +103,7 @@ def _layer(tensors: Tensors, config: ModelConfig, index: int) -> Layer:
         qkv=tensors.linear(*(f"{at}.self_attn.{each}_proj" for each in "qkv"), has_bias=has_bias),
         q_norm=None,
         k_norm=None,
-        out=tensors.linear(f"{at}.self_attn.out_proj", has_bias=has_bias),
+        out=tensors.out_map(f"{at}.self_attn.out_proj", has_bias=has_bias, by_head=by_head),
         mlp_norm=_norm(tensors, config, f"{at}.final_layer_norm"),
         mlp=tensors.records(f"{at}.fc1", f"{at}.fc2", has_bias=has_bias),
         mlp_bias=tensors.vector(f"{at}.fc2.bias") if has_bias else None,

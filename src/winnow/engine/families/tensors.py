@@ -8,7 +8,7 @@ from torch import Tensor
 
 from winnow.base.errors import ModelError
 from winnow.engine.config import ModelConfig
-from winnow.engine.weights import LayerNorm, Linear, RmsNorm
+from winnow.engine.weights import HeadLinear, LayerNorm, Linear, RmsNorm
 from winnow.kernels import AnyMatrix, Matrix, NeuronRecords, matrix
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -89,6 +89,13 @@ class Tensors:
         """Return the linear maps called `names` as one, with their biases where there are any."""
         bias = self.vector(*(f"{name}.bias" for name in names)) if has_bias else None
         return Linear(self.matrix(*(f"{name}.weight" for name in names)), bias)
+
+    def out_map(self, name: str, *, has_bias: bool, by_head: bool) -> Linear | HeadLinear:
+        """Return the map behind attention, stored by its inputs where heads are to be left out."""
+        if not by_head:
+            return self.linear(name, has_bias=has_bias)
+        weight = self._read(f"{name}.weight").T
+        return HeadLinear(matrix(weight, self.dtype), self.vector(f"{name}.bias") if has_bias else None)
 
     def layer_norm(self, name: str, width: int, eps: float) -> LayerNorm:
         """Return the layer norm called `name`; without stored weights it scales by one and shifts by zero."""

@@ -2,6 +2,7 @@
 
 A plan is a safetensors file. A layer it winnows has ``layers.L.down``, ``.up`` and ``.bias`` (int8 matrices
 with their ``_scales`` beside them), or ``layers.L.thresholds`` for the gate; a layer without them runs dense.
+Where heads are left out too, ``heads.L.down`` and the rest foretell the kv heads of layer L.
 Its metadata says which model it belongs to and in which precisions it may run, on which text it was
 calibrated, what fidelity was asked, what was measured, and the same for every layer.
 """
@@ -20,7 +21,13 @@ from winnow.base.errors import ModelError, UsageError
 from winnow.base.files import replacing
 from winnow.engine.checkpoint import openable
 from winnow.engine.config import ModelConfig, brief
-from winnow.engine.sparsity.predictor import GatePredictor, Lookahead, LowRankPredictor, Predictor
+from winnow.engine.sparsity.predictor import (
+    GatePredictor,
+    HeadPredictor,
+    Lookahead,
+    LowRankPredictor,
+    Predictor,
+)
 from winnow.engine.sparsity.sparse_mlp import LayerCounts
 from winnow.kernels import Matrix, QuantisedMatrix
 
@@ -70,22 +77,30 @@ class Provenance:
 class Plan:
     """One predictor per layer, or None where the layer runs dense, and what was counted of each.
 
-    `quality` has one row per layer, or none at all where nothing was measured.
+    `quality` has one row per layer, or none at all where nothing was measured; `heads` has one predictor of
+    heads per layer, or None where all are computed, or none at all.
     """
 
     provenance: Provenance
     layers: tuple[Predictor | None, ...]
     quality: tuple[LayerCounts, ...] = ()
+    heads: tuple[HeadPredictor | None, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse counts that leave layers out."""
-        if len(self.quality) not in (0, len(self.layers)):
-            raise UsageError(f"The plan has {len(self.layers)} layers and counts of {len(self.quality)}.")
+        """Refuse counts and heads that leave layers out."""
+        for said, rows in (("counts", self.quality), ("predictors of heads", self.heads)):
+            if len(rows) not in (0, len(self.layers)):
+                raise UsageError(f"The plan has {len(self.layers)} layers and {said} of {len(rows)}.")
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether heads are left out anywhere."""
+        return any(predictor is not None for predictor in self.heads)
 
     @property
     def n_bytes(self) -> int:
         """Bytes of predictors read per token."""
-        return sum(p.n_bytes for p in self.layers if p is not None)
+        return sum(p.n_bytes for p in (*self.layers, *self.heads) if p is not None)
 
     def check_fits(self, config: ModelConfig, name: str) -> None:
         """Raise ModelError when the plan's shapes are not those of the model."""
@@ -98,20 +113,19 @@ class Plan:
                 raise ModelError(
                     f"{name} has a gate in layer {index}, the model's MLPs have none; calibrate this model."
                 )
-            wanted = () if predictor is None else predictor.shapes_for(config.width, config.n_neurons)
-            if predictor is not None and predictor.shapes != wanted:
-                raise ModelError(
-                    f"{name} has shapes {predictor.shapes} in layer {index}, the model needs {wanted}; "
-                    "calibrate this model."
-                )
+            _check_shapes(predictor, config.width, config.n_neurons, f"{name} has shapes", index)
+        for index, predictor in enumerate(self.heads):
+            _check_shapes(predictor, config.width, config.n_kv_heads, f"{name} has head shapes", index)
 
     def save(self, path: Path) -> None:
         """Write the plan whole or not at all."""
         tensors: dict[str, Tensor] = {}
-        for index, predictor in enumerate(self.layers):
-            if predictor is not None:
-                # Copies: layers may share a tensor, which safetensors refuses to write.
-                tensors |= {name: each.clone() for name, each in _tensors(index, predictor).items()}
+        for stem, predictors in (("layers", self.layers), ("heads", self.heads)):
+            for index, predictor in enumerate(predictors):
+                if predictor is not None:
+                    # Copies: layers may share a tensor, which safetensors refuses to write.
+                    found = _tensors(f"{stem}.{index}.", predictor)
+                    tensors |= {name: each.clone() for name, each in found.items()}
         # One key: safetensors writes several in any order, and equal plans should be equal files.
         said = {
             "format": FORMAT,
@@ -157,7 +171,7 @@ def read_plan(path: Path, config: ModelConfig, model_hash: str) -> Plan:
     provenance.check_model(model_hash, str(path))
     rows = _rows(path, said)
     layers = tuple(_predictor(path, tensors, index, row) for index, row in enumerate(rows))
-    plan = Plan(provenance, layers, _quality(path, rows))
+    plan = Plan(provenance, layers, _quality(path, rows), _heads(path, tensors, len(rows)))
     plan.check_fits(config, str(path))
     return plan
 
@@ -218,10 +232,22 @@ def _quality(path: Path, rows: list[dict]) -> tuple[LayerCounts, ...]:
         raise ModelError(f"{path} has a broken header ({brief(error, 200)}); calibrate it again.") from None
 
 
+def _heads(path: Path, tensors: Mapping[str, Tensor], n_layers: int) -> tuple[HeadPredictor | None, ...]:
+    if not any(name.startswith("heads.") for name in tensors):
+        return ()
+    found: list[HeadPredictor | None] = []
+    for index in range(n_layers):
+        has_any = any(name.startswith(f"heads.{index}.") for name in tensors)
+        row = {"kind": "svd" if has_any else "dense", "lookahead": Lookahead.SAME}
+        predictor = _predictor(path, tensors, index, row, "heads")
+        found.append(predictor if isinstance(predictor, LowRankPredictor) else None)
+    return tuple(found)
+
+
 def _predictor(
-    path: Path, tensors: Mapping[str, Tensor], index: int, row: Mapping[str, Any]
+    path: Path, tensors: Mapping[str, Tensor], index: int, row: Mapping[str, Any], of: str = "layers"
 ) -> Predictor | None:
-    stem = f"layers.{index}."
+    stem = f"{of}.{index}."
     found = {name.removeprefix(stem): tensor for name, tensor in tensors.items() if name.startswith(stem)}
     try:
         match row["kind"]:
@@ -246,8 +272,15 @@ def _predictor(
         ) from None
 
 
-def _tensors(index: int, predictor: Predictor) -> dict[str, Tensor]:
-    stem = f"layers.{index}."
+def _check_shapes(predictor: Predictor | None, width: int, n_outputs: int, begins: str, index: int) -> None:
+    wanted = () if predictor is None else predictor.shapes_for(width, n_outputs)
+    if predictor is not None and predictor.shapes != wanted:
+        raise ModelError(
+            f"{begins} {predictor.shapes} in layer {index}, the model needs {wanted}; calibrate this model."
+        )
+
+
+def _tensors(stem: str, predictor: Predictor) -> dict[str, Tensor]:
     if isinstance(predictor, GatePredictor):
         return {f"{stem}thresholds": predictor.thresholds}
     down, up = _stored(f"{stem}down", predictor.down), _stored(f"{stem}up", predictor.up)

@@ -152,6 +152,7 @@ class GatePredictor:
 
 
 Predictor = LowRankPredictor | GatePredictor
+HeadPredictor = LowRankPredictor  # of kv heads in the place of neurons, from the attention's own input
 
 
 def _shape(matrix: Matrix | QuantisedMatrix) -> tuple[int, ...]:

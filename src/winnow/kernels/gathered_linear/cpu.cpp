@@ -20,30 +20,63 @@ void gathered_rows(Context& context, const float* x, const Matrix& matrix, const
   run_job(context.pool, count * rows * row_bytes_of(matrix.dtype, matrix.columns), job);
 }
 
+// The rows of the listed blocks, one after the other, eight at a time.
+template <class W>
+class Eights {
+ public:
+  Eights(const Matrix& matrix, const std::int32_t* blocks, std::int64_t count, std::int64_t rows, std::int64_t begin)
+      : matrix_(matrix), blocks_(blocks), count_(count), rows_(rows), begin_(begin) {}
+
+  // Their numbers and where they are read from; the last one stands in for those that are missing.
+  int read(std::int64_t numbers[kRows], Row<W> at[kRows]) {
+    int size = 0;
+    for (int r = 0; r < kRows; ++r) {
+      if (block_ < count_) {
+        last_ = blocks_[block_] * rows_ + row_;
+        if (++row_ == rows_) {
+          row_ = 0;
+          ++block_;
+        }
+        ++size;
+      }
+      numbers[r] = last_;
+      at[r] = row_of<W>(matrix_, last_) + begin_;
+    }
+    return size;
+  }
+
+ private:
+  const Matrix& matrix_;
+  const std::int32_t* blocks_;
+  std::int64_t count_, rows_, begin_, block_ = 0, row_ = 0, last_ = 0;
+};
+
 // The columns begin..end-1 of the sum, row after row: who works on them changes no bit. begin is a multiple of kPair
 // and of a group.
 template <class W>
 static void add_rows(const float* a, const Matrix& matrix, const float* bias, const std::int32_t* blocks,
                      std::int64_t count, std::int64_t rows, std::int64_t begin, std::int64_t end, float* out) {
-  const std::int64_t all = count * rows, width = end - begin;
-  const auto row = [&](std::int64_t i) { return blocks[i / rows] * rows + i % rows; };
+  const std::int64_t width = end - begin;
   const auto* scales = reinterpret_cast<const float*>(matrix.scales);
   float* y = out + begin;
   for (std::int64_t d = 0; d < width; ++d) y[d] = 0.f;
-  Row<W> now[kRows], next[kRows];
-  float weights[kRows];
-  for (std::int64_t i = 0; i < all; i += kRows) {
-    const int size = static_cast<int>(all - i < kRows ? all - i : kRows);
-    for (int r = 0; r < kRows; ++r) {
-      const std::int64_t ahead = i + kRows + r < all ? i + kRows + r : all - 1;
-      next[r] = row_of<W>(matrix, row(ahead)) + begin;
-      if (r >= size) continue;
-      const std::int64_t own = row(i + r);
-      now[r] = row_of<W>(matrix, own) + begin;
-      weights[r] = a[own];
-      if constexpr (std::is_same_v<W, int8>) weights[r] *= scales[own];
+  Eights<W> eights(matrix, blocks, count, rows, begin);
+  // A part of eight rows is short: those fetched while it is added are the ones after the next, or they come too late.
+  struct Eight {
+    std::int64_t numbers[kRows];
+    Row<W> places[kRows];
+    int size;
+  } ring[3];
+  for (int e = 0; e < 2; ++e) ring[e].size = eights.read(ring[e].numbers, ring[e].places);
+  for (int now = 0; ring[now].size > 0; now = (now + 1) % 3) {
+    Eight &eight = ring[now], &later = ring[(now + 2) % 3];
+    later.size = eights.read(later.numbers, later.places);
+    float weights[kRows];
+    for (int r = 0; r < eight.size; ++r) {
+      weights[r] = a[eight.numbers[r]];
+      if constexpr (std::is_same_v<W, int8>) weights[r] *= scales[eight.numbers[r]];
     }
-    axpy8<W>(now, weights, size, width, y, next);
+    axpy8<W>(eight.places, weights, eight.size, width, y, later.places);
   }
   settle<W>(y, width);
   if (bias) {
@@ -54,7 +87,7 @@ static void add_rows(const float* a, const Matrix& matrix, const float* bias, co
 void gathered_columns(Context& context, const float* a, const Matrix& matrix, const float* bias,
                       const std::int32_t* blocks, std::int64_t count, std::int64_t rows, float* out) {
   constexpr std::int64_t unit = 64, least = 256;  // columns: of a piece's beginning, and of a piece
-  const std::int64_t columns = matrix.columns, wanted = 2 * context.pool.threads();
+  const std::int64_t columns = matrix.columns, wanted = context.pool.threads();
   const std::int64_t pieces = columns / least < 1 ? 1 : columns / least < wanted ? columns / least : wanted;
   const auto start = [&](std::int64_t piece) { return piece < pieces ? piece * columns / pieces / unit * unit : columns; };
   auto job = [&](Pool& pool) {

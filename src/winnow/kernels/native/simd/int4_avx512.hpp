@@ -63,6 +63,7 @@ inline void prefetch_part(const Int4Row ahead[kCount], std::int64_t part) {
     prefetch(ahead[r] + part / kTurns * kLine<int4>);
   }
   if (part < kCount) prefetch(ahead[part].group_scale());
+  asm volatile("" ::: "memory");  // or the compiler makes one burst of all parts
 }
 
 template <int kCount, bool kOne>
