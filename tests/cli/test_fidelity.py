@@ -90,3 +90,12 @@ def test_without_a_sweep_there_is_no_list(winnow, planned, held_out):
         winnow("fidelity", planned, "--text", held_out, "--limit", 99, "--json", "--quiet").out
     )
     assert "sweep" not in found
+
+
+def test_what_the_precision_costs_is_told_apart_from_what_the_plan_does(winnow, planned, held_out):
+    line = ("fidelity", planned, "--text", held_out, "--limit", 99, "--quiet")
+    exact, rough = (json.loads(winnow(*line, "--dtype", dtype, "--json").out) for dtype in ("fp32", "int8"))
+    assert exact["kld_quantised"] is None
+    assert 0 < rough["kld_quantised"] < 0.1
+    assert rough["kld_mean"] == pytest.approx(exact["kld_mean"], rel=0.5)
+    assert "KLD of its precision" in winnow(*line, "--dtype", "int8").out

@@ -1,16 +1,18 @@
 """Fidelity: every figure against its definition, and what moving the thresholds does."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from tests.engine.predictors import head_predictors
 from winnow.base.errors import UsageError
 from winnow.base.rng import generator
 from winnow.engine.model import dense_mlp
 from winnow.engine.sparsity import GatePredictor, LowRankPredictor, Plan, SparseMlp, compare, windows
-from winnow.engine.sparsity.fidelity import shifted, sweep, window_logits
+from winnow.engine.sparsity.fidelity import divergence, shifted, sweep, window_logits
 from winnow.engine.sparsity.plan import Provenance
 from winnow.engine.synthetic import opt_config, synthetic_model
 
@@ -168,3 +170,24 @@ def test_one_token_of_text_has_no_standard_error(model, plan):
     assert not math.isnan(found.kld_mean_se)  # two rows of logits, one next token
     with pytest.raises(UsageError):
         windows([5], [2])
+
+
+def test_heads_of_the_plan_are_left_out_and_counted(model, plan, texts, rng):
+    heads = head_predictors(model.weights, rng)
+    with_heads = compare(model.weights, replace(plan, heads=heads), texts, lambda done: None)
+    without = compare(model.weights, plan, texts, lambda done: None)
+    assert without.head_density == 1.0
+    assert 0.2 < with_heads.head_density < 0.8
+    assert with_heads.kld_mean > without.kld_mean
+
+
+def test_the_precision_is_measured_against_the_exact_weights(model, plan, texts):
+    rough = synthetic_model(opt_config(2, 64, 4, VOCABULARY), torch.float32, 0.3, seed=3)
+    rough.weights.layers[0].mlp.w_out.mul_(1.01)
+    (found,) = sweep(rough.weights, plan, (0.0,), texts, lambda done: None, model.weights)
+    with torch.inference_mode():
+        nats = [
+            divergence(*(window_logits(each.weights, ids, dense_mlp) for each in (model, rough)))
+            for ids in texts
+        ]
+    assert found.kld_quantised == pytest.approx(torch.cat(nats).double().mean().item(), rel=1e-5)

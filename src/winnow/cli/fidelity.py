@@ -9,7 +9,7 @@ from winnow.base.chart import Point, Words, share_chart
 from winnow.base.errors import ModelError, UsageError
 from winnow.base.files import replacing
 from winnow.base.progress import Progress
-from winnow.cli.opening import cut, open_engine, read_text
+from winnow.cli.opening import cut, open_engine, open_exact, read_text
 from winnow.cli.show import quantity, share, show_json, show_pairs, show_table
 from winnow.engine.generate import torch_threads
 from winnow.engine.sparsity import Fidelity
@@ -31,8 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
     pieces, _ = cut(engine, [text], arguments.limit)
     progress = Progress("comparing", len(pieces), quiet=arguments.quiet)
     shifts = (0.0,) if arguments.sweep is None else SHIFTS
+    exact = None if arguments.dtype == "fp32" else open_exact(arguments)
     with torch_threads(engine.cpu.threads):
-        found = sweep(engine.weights, engine.plan, shifts, pieces, progress.update)
+        found = sweep(engine.weights, engine.plan, shifts, pieces, progress.update, exact)
     measured = found[shifts.index(0.0)]
     if arguments.sweep is not None:
         _write_chart(arguments.sweep, found, measured, arguments.text.name)
@@ -48,12 +49,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _rows(measured: Fidelity) -> list[tuple[str, str]]:
     m = measured
+    quantised = (
+        [] if m.kld_quantised is None else [("KLD of its precision", f"{m.kld_quantised:.2e}, from fp32")]
+    )
     return [
         ("tokens", str(m.tokens)),
         ("perplexity, dense", f"{m.ppl_dense:.4f} ± {m.ppl_dense_se:.4f}"),
         ("perplexity, sparse", f"{m.ppl_sparse:.4f} ± {m.ppl_sparse_se:.4f}"),
         ("sparse over dense", f"{m.ppl_ratio:.5f} ± {m.ppl_ratio_se:.5f}"),
         ("correlation of ln ppl", f"{100 * m.ppl_correlation:.3f} %"),
+        *quantised,
         ("KLD, mean (nats)", f"{m.kld_mean:.2e} ± {m.kld_mean_se:.1e}"),
         ("KLD, median", f"{m.kld_median:.2e}"),
         ("KLD, 99 %", f"{m.kld_p99:.2e}"),

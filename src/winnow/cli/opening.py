@@ -5,14 +5,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from winnow.base.errors import ModelError, UsageError
+from winnow.base.room import check_memory
 from winnow.cli.failures import say
+from winnow.engine import load_weights
 from winnow.engine.checkpoint import Checkpoint, check_finite
 from winnow.engine.generate import Engine, load
 from winnow.engine.sparsity import windows
 from winnow.engine.sparsity.fidelity import WINDOW_TOKENS
+from winnow.engine.weights import Weights
 
 
 def open_engine(arguments: argparse.Namespace, plan: str | Path | None, device: str = "cpu") -> Engine:
@@ -34,6 +38,13 @@ def open_engine(arguments: argparse.Namespace, plan: str | Path | None, device: 
         threads=arguments.threads,
         offline=arguments.offline,
     )
+
+
+def open_exact(arguments: argparse.Namespace) -> Weights:
+    """Return the weights of MODEL in fp32; raises ResourceError where they do not fit beside what is held."""
+    checkpoint = open_checkpoint(arguments)
+    check_memory(checkpoint.memory_bytes(torch.float32), f"{checkpoint.directory} in fp32, to compare with")
+    return load_weights(checkpoint, torch.float32)
 
 
 def open_checkpoint(arguments: argparse.Namespace) -> Checkpoint:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from winnow.base.errors import UsageError
 from winnow.engine.cache import KvCache
-from winnow.engine.model import Mlp, dense_mlp, forward
+from winnow.engine.model import Heads, Mlp, all_heads, dense_mlp, forward
 from winnow.engine.sparsity.plan import Plan
 from winnow.engine.sparsity.predictor import GatePredictor, LowRankPredictor, Predictor
+from winnow.engine.sparsity.sparse_heads import SparseHeads
 from winnow.engine.sparsity.sparse_mlp import LayerCounts, SparseMlp
 from winnow.engine.weights import Weights
 
@@ -59,6 +60,7 @@ class Fidelity:
     mlp_bytes: float
     mlp_bytes_dense: float
     layers: tuple[LayerCounts, ...]
+    kld_quantised: float | None = None  # of the dense model from the one in fp32, where that was given
 
 
 def windows(ids: Sequence[int], begin: Sequence[int], size: int = WINDOW_TOKENS) -> list[Int64[Tensor, " _"]]:
@@ -74,10 +76,12 @@ def windows(ids: Sequence[int], begin: Sequence[int], size: int = WINDOW_TOKENS)
     return kept
 
 
-def window_logits(weights: Weights, ids: Int64[Tensor, " T"], mlp: Mlp) -> Float[Tensor, "T V"]:
+def window_logits(
+    weights: Weights, ids: Int64[Tensor, " T"], mlp: Mlp, heads: Heads = all_heads
+) -> Float[Tensor, "T V"]:
     """Return the logits of one window from an empty cache."""
     cache = KvCache(weights.config, capacity=len(ids), dtype=weights.cache_dtype)
-    return forward(weights, ids, cache, mlp=mlp)
+    return forward(weights, ids, cache, mlp=mlp, heads=heads)
 
 
 def divergence(dense: Float[Tensor, "T V"], sparse: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:
@@ -106,12 +110,15 @@ def sweep(
     shifts: Sequence[float | int],
     texts: Iterable[Int64[Tensor, " _"]],
     tick: Callable[[int], None],
+    exact: Weights | None = None,
 ) -> tuple[Fidelity, ...]:
     """Return the fidelity of `plan` with every threshold moved by each of `shifts`, on the same windows.
 
-    What a plan trades: bytes against divergence. Costs one forward pass more than there are shifts.
+    What a plan trades: bytes against divergence. `exact` are the same weights in fp32: with them it is told
+    apart what the weights' precision costs, from what the plan does. Costs one forward pass more than there
+    are shifts, two with `exact`.
     """
-    return _compared(weights, [shifted(plan, shift) for shift in shifts], texts, tick)
+    return _compared(weights, [shifted(plan, shift) for shift in shifts], texts, tick, exact)
 
 
 def shifted(plan: Plan, shift: float | int) -> Plan:
@@ -140,15 +147,19 @@ def _compared(
     plans: Sequence[Plan],
     texts: Iterable[Int64[Tensor, " _"]],
     tick: Callable[[int], None],
+    exact: Weights | None = None,
 ) -> tuple[Fidelity, ...]:
-    tallies = [_Tally(plan) for plan in plans]
+    tallies, quantised = [_Tally(plan) for plan in plans], []
     with torch.inference_mode():
         for done, ids in enumerate(texts, start=1):
             dense = window_logits(weights, ids, dense_mlp)
+            if exact is not None:
+                quantised.append(divergence(window_logits(exact, ids, dense_mlp), dense))
             for tally in tallies:
-                tally.add(dense, window_logits(weights, ids, tally.mlp), ids)
+                tally.add(dense, window_logits(weights, ids, tally.mlp, tally.heads), ids)
             tick(done)
-    return tuple(tally.fidelity(weights) for tally in tallies)
+    nats = torch.cat(quantised).double().mean().item() if quantised else None
+    return tuple(dataclasses.replace(tally.fidelity(weights), kld_quantised=nats) for tally in tallies)
 
 
 class _Tally:
@@ -156,6 +167,7 @@ class _Tally:
 
     def __init__(self, plan: Plan) -> None:
         self.mlp = SparseMlp(plan.layers)
+        self.heads = SparseHeads(plan.heads or (None,) * len(plan.layers))
         self.kld: list[Tensor] = []
         self.same: list[Tensor] = []
         self.nats: list[Tensor] = []  # [2, N] of the token that comes next: dense, sparse
@@ -196,7 +208,7 @@ class _Tally:
             delta_p_mean_se=_standard_error(delta_p),
             delta_p_rms=delta_p.square().mean().sqrt().item(),
             mlp_density=overall.density,
-            head_density=1.0,
+            head_density=self.heads.density,
             predictor_recall=overall.recall,
             mlp_bytes=mlp_bytes,
             mlp_bytes_dense=mlp_bytes_dense,
