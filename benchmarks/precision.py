@@ -1,0 +1,26 @@
+"""Precision: what int8 and int4 cost the bundled models, apart from what their plans cost.
+
+python -m benchmarks.precision
+"""
+
+from benchmarks.recorded import BOOK, machine, record, winnow_json
+
+from winnow.engine.checkpoint import bundled
+
+TOKENS = 20_000
+
+
+def main() -> None:
+    """Write precision.json."""
+    rows = []
+    for name in ("pico", "pico-llama"):
+        for dtype in ("bf16", "int8", "int4"):
+            line = ("fidelity", bundled(name), "--text", BOOK, "--limit", str(TOKENS), "--dtype", dtype)
+            found = winnow_json(*line)
+            kept = ("tokens", "kld_quantised", "kld_mean", "kld_p999", "same_top", "mlp_density")
+            rows.append({"model": name, "dtype": dtype, **{key: found[key] for key in kept}})
+    record("precision", {"machine": machine(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
