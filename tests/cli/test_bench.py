@@ -1,9 +1,12 @@
 import json
 import sys
+from types import ModuleType
 
 import pytest
 
 from tests.cli.conftest import assert_one_line
+from winnow.base.errors import ResourceError
+from winnow.engine.bench import Turn
 from winnow.engine.synthetic import OPT_SHAPES
 
 MACHINE = {"cpu", "threads", "read_gb_per_s", "commit"}
@@ -93,3 +96,91 @@ def test_without_transformers_hf_says_what_to_install(winnow, model, monkeypatch
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.delitem(sys.modules, "winnow.engine.bench.hf", raising=False)
     assert_one_line(winnow("bench", model, *SHORT, "--against", "hf"), 4, "pip install 'winnow-llm[hf]'")
+
+
+@pytest.mark.parametrize(
+    ("engine", "module", "package"),
+    [("llama.cpp", "llama_cpp", "llama-cpp-python"), ("ctranslate2", "ctranslate2", "ctranslate2")],
+)
+def test_a_missing_peer_is_told_before_a_model_is_opened(winnow, monkeypatch, engine, module, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    says = f"--against {engine} needs the package {package}: pip install 'winnow-llm[peers]'"
+    assert_one_line(winnow("bench", "no-such-model", "--against", engine), 2, says)
+    assert_one_line(winnow("bench", "--shape", "opt-13b", "--against", engine), 2, says)
+
+
+class Peer:
+    """Stands for an engine that is not installed."""
+
+    name = "llama.cpp"
+    dtype = "Q8_0"
+    opened = 0
+    fails = False
+
+    def __init__(self, source, dtype, threads, longest, vocab_size) -> None:
+        self.given = (source.config.family, dtype, threads, longest, vocab_size)
+        assert self.given == ("opt", "int8", 1, 14, 50272)
+        Peer.opened += 1
+
+    def run(self, prompt, n_tokens):
+        if self.fails:
+            raise ResourceError("no more.")
+        return Turn(0.1, 0.1, tuple(range(n_tokens)), 1.0, 1e6)
+
+    def close(self) -> None:
+        Peer.opened -= 1
+
+
+@pytest.fixture
+def peers(monkeypatch):
+    """llama.cpp and CTranslate2 as far as the command line sees of them, the latter of little use."""
+    monkeypatch.setattr("winnow.cli.rivals.find_spec", lambda name: object())
+    for name, content in {
+        "llama_cpp": {"LlamaCppRunner": Peer},
+        "translator": {"TranslatorRunner": None, "refused": lambda dtype: f"it holds no {dtype}"},
+    }.items():
+        module = ModuleType(name)
+        for key, value in content.items():
+            setattr(module, key, value)
+        monkeypatch.setitem(sys.modules, f"winnow.engine.bench.{name}", module)
+
+
+def test_peers_run_beside_and_the_report_says_what_differs(winnow, tiny_shape, peers):
+    line = ("bench", "--shape", tiny_shape, *SHORT, "--dtype", "int8", "--against", "ctranslate2,llama.cpp")
+    report = json.loads(winnow(*line, "--json").out)
+    assert [(row["engine"], row["dtype"]) for row in report["rows"]] == [
+        ("winnow-dense", "int8"),
+        ("winnow-sparse", "int8"),
+        ("llama.cpp", "Q8_0"),
+    ]
+    notes = [note for note in report["notes"] if note.startswith(("llama.cpp", "ctranslate2"))]
+    assert notes[0] == "llama.cpp runs OPT shapes as gpt2: GELU instead of ReLU, tokens not compared"
+    assert notes[-1] == "ctranslate2 is left out: it holds no int8"
+    assert f"Note: {notes[0]}." in winnow(*line).out
+    assert Peer.opened == 0
+
+
+def test_a_peer_is_closed_when_the_race_fails(winnow, tiny_shape, peers, monkeypatch):
+    monkeypatch.setattr(Peer, "fails", True)
+    line = ("bench", "--shape", tiny_shape, *SHORT, "--dtype", "int8", "--against", "llama.cpp")
+    assert_one_line(winnow(*line), 4, "no more.")
+    assert Peer.opened == 0
+
+
+def test_a_shape_needs_room_for_the_copies_of_its_rivals(winnow, tiny_shape, peers, tmp_path, monkeypatch):
+    (tmp_path / "proc").mkdir()
+    monkeypatch.setattr("winnow.base.room.ROOT", tmp_path)
+    line = ("bench", "--shape", tiny_shape, *SHORT, "--dtype", "int8", "--against")
+    n_weights = 50272 * 64 + 2050 * 64 + 2 * 12 * 64 * 64
+    (tmp_path / "proc/meminfo").write_text(f"MemAvailable: {n_weights * 4.5 // 1024:.0f} kB\n")
+    assert winnow(*line, "llama.cpp").code in (0, 1)
+    assert_one_line(winnow(*line, "llama.cpp,ctranslate2"), 4, "tiny needs")
+
+
+def test_peers_that_are_installed_run_on_a_checkpoint(winnow, model):
+    for module in ("llama_cpp", "ctranslate2"):
+        pytest.importorskip(module, reason=f"{module} is of the extra `peers`")
+    against = ("--against", "llama.cpp,ctranslate2", "--dtype", "fp32", "--json")
+    report = json.loads(winnow("bench", model, *SHORT, *against).out)
+    assert [row["engine"] for row in report["rows"]] == ["winnow-dense", "llama.cpp", "ctranslate2"]
+    assert all(row["dtype"] == "fp32" for row in report["rows"])

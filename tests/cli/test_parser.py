@@ -75,13 +75,18 @@ def test_several_texts_are_read_in_order():
         ("generate x --device tpu", "--device: invalid choice: 'tpu'"),
         ("generate x --dense --plan p", "--plan: not allowed with argument --dense"),
         ("calibrate", "--text"),
-        ("bench --against vllm", "--against: 'vllm' is unknown, expected hf"),
-        ("bench --against hf,llama.cpp", "--against: llama.cpp is not in this version, expected hf"),
+        ("bench --against vllm", "--against: 'vllm' is unknown, expected some of hf, llama.cpp, ctranslate2"),
+        ("bench --against hf,", "--against: '' is unknown, expected some of hf, llama.cpp, ctranslate2"),
         ("train --corpus a --out b", "RECIPE is missing"),
     ],
 )
 def test_a_line_that_does_not_parse_ends_in_one_line(winnow, line, says):
     assert_one_line(winnow(*line.split()), 2, says)
+
+
+def test_several_engines_are_separated_by_commas():
+    assert read_command_line(["bench", "--against", "ctranslate2, hf"]).against == ("ctranslate2", "hf")
+    assert read_command_line(["bench"]).against == ()
 
 
 def test_errors_of_the_parser_are_raised_not_printed():

@@ -6,6 +6,7 @@
     parser.py      the commands, and what each takes
     show.py        tables, JSON objects, numbers as people read them
     opening.py     models, prompts and texts that the arguments name
+    rivals.py      the engines of other projects beside Winnow's own
     generate.py    winnow generate
     calibrate.py   winnow calibrate
     fidelity.py    winnow fidelity

@@ -4,7 +4,8 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,6 +15,7 @@ from winnow.base.rng import generator
 from winnow.base.room import check_memory
 from winnow.cli.failures import say
 from winnow.cli.opening import open_checkpoint, open_engine, read_text
+from winnow.cli.rivals import Setting, native, open_native
 from winnow.cli.show import quantity, share, show_json, show_table
 from winnow.engine import parse_config, tensor_shapes
 from winnow.engine.bench import BenchOptions, BenchReport, Expected, Runner, WinnowRunner, race
@@ -59,16 +61,19 @@ class _Field:
     prompt: list[int]
     cpu: Cpu
     expected: Expected | None
+    notes: list[str]
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Let the engines take turns and print their medians; 1 when the run contradicts itself."""
     if arguments.shape is not None and arguments.model is not None:
         raise UsageError("received MODEL and --shape; expected one of them.")
-    field = _shape(arguments) if arguments.shape is not None else _checkpoint(arguments)
-    options = BenchOptions(field.name, arguments.prompt_tokens, arguments.max_tokens, arguments.repeats)
-    progress = Progress(f"timing {field.name}", options.repeats + 1, quiet=arguments.quiet)
-    report = race(field.runners, field.prompt, field.cpu, options, progress.update, field.expected)
+    with ExitStack() as held:
+        field = _shape(arguments, held) if arguments.shape is not None else _checkpoint(arguments, held)
+        options = BenchOptions(field.name, arguments.prompt_tokens, arguments.max_tokens, arguments.repeats)
+        progress = Progress(f"timing {field.name}", options.repeats + 1, quiet=arguments.quiet)
+        report = race(field.runners, field.prompt, field.cpu, options, progress.update, field.expected)
+    report = replace(report, notes=(*report.notes, *field.notes))
     if arguments.json:
         show_json(report.to_json())
     else:
@@ -78,33 +83,38 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if report.failures else 0
 
 
-def _checkpoint(arguments: argparse.Namespace) -> _Field:
+def _checkpoint(arguments: argparse.Namespace, held: ExitStack) -> _Field:
+    engines = native(arguments.against)
     engine = open_engine(arguments, plan="auto")
     vocab_size = engine.tokenizer.vocab_size
     runners: list[Runner] = [WinnowRunner(engine.weights, None, engine.cpu, vocab_size)]
     if engine.plan is not None:
         plan = engine.plan
         runners.append(WinnowRunner(engine.weights, plan.layers, engine.cpu, vocab_size, plan.heads))
-    directory = open_checkpoint(arguments).directory
+    checkpoint = open_checkpoint(arguments)
+    directory = checkpoint.directory
     if "hf" in arguments.against:
         from winnow.engine.bench.hf import HfRunner, hf_from_directory
 
         hf = hf_from_directory(directory, _float(DTYPES[arguments.dtype]))
         runners.append(HfRunner(hf, engine.cpu.threads, vocab_size))
+    check_memory(len(engines) * checkpoint.memory_bytes(DTYPES[arguments.dtype]), " and ".join(engines))
+    rivals = open_native(engines, checkpoint, _setting(arguments, engine.cpu, vocab_size), held)
     text = OPENING if arguments.text is None else read_text(arguments.text)
     prompt = engine.tokenizer.encode(text)[: arguments.prompt_tokens]
     if len(prompt) < arguments.prompt_tokens:
         raise UsageError(
             f"the text has {len(prompt)} tokens, expected {arguments.prompt_tokens}; give a longer --text."
         )
-    return _Field(directory.name, runners, prompt, engine.cpu, None)
+    return _Field(directory.name, [*runners, *rivals.runners], prompt, engine.cpu, None, rivals.notes)
 
 
-def _shape(arguments: argparse.Namespace) -> _Field:
+def _shape(arguments: argparse.Namespace, held: ExitStack) -> _Field:
+    engines = native(arguments.against)
     dtype = DTYPES[arguments.dtype]
     shapes = tensor_shapes(parse_config(shape_config(arguments.shape)))
-    # The tensors are held twice: as a checkpoint has them, and packed for the kernels.
-    n_bytes = _float(dtype).itemsize + WEIGHT_BYTES[dtype]
+    # The tensors are held as a checkpoint has them, packed for the kernels, and once by each native rival.
+    n_bytes = _float(dtype).itemsize + (1 + len(engines)) * WEIGHT_BYTES[dtype]
     check_memory(math.ceil(n_bytes * sum(map(math.prod, shapes.values()))), arguments.shape)
     model = synthetic_shape(arguments.shape, dtype, arguments.density, seed=0)
     cpu = open_cpu(arguments.threads or len(os.sched_getaffinity(0)))
@@ -120,9 +130,15 @@ def _shape(arguments: argparse.Namespace) -> _Field:
 
         hf = hf_from_source(model.source, model.raw_config, _float(dtype))
         runners.append(HfRunner(hf, cpu.threads, vocab_size))
+    rivals = open_native(engines, model.source, _setting(arguments, cpu, vocab_size), held)
     prompt = torch.randint(vocab_size, (arguments.prompt_tokens,), generator=generator(1)).tolist()
     expected = Expected(arguments.density, model.is_exact and share == 1, share)
-    return _Field(arguments.shape, runners, prompt, cpu, expected)
+    return _Field(arguments.shape, [*runners, *rivals.runners], prompt, cpu, expected, rivals.notes)
+
+
+def _setting(arguments: argparse.Namespace, cpu: Cpu, vocab_size: int) -> Setting:
+    longest = arguments.prompt_tokens + arguments.max_tokens
+    return Setting(arguments.dtype, cpu.threads, longest, vocab_size)
 
 
 def _float(dtype: torch.dtype) -> torch.dtype:

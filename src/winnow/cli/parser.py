@@ -7,6 +7,7 @@ from pathlib import Path
 from winnow.cli.line import Command, Parser, read_line
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")  # engine.generate.DTYPES, which importing torch would cost
+ENGINES = ("hf", "llama.cpp", "ctranslate2")
 
 
 def _whole(text: str) -> int:
@@ -42,10 +43,8 @@ def _engines(text: str) -> tuple[str, ...]:
     """Read a list of engines separated by commas."""
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
-        if name in ("ctranslate2", "llama.cpp"):
-            raise argparse.ArgumentTypeError(f"{name} is not in this version, expected hf")
-        if name != "hf":
-            raise argparse.ArgumentTypeError(f"{name!r} is unknown, expected hf")
+        if name not in ENGINES:
+            raise argparse.ArgumentTypeError(f"{name!r} is unknown, expected some of {', '.join(ENGINES)}")
     return names
 
 
@@ -202,7 +201,13 @@ def _add_bench(parser: Parser) -> None:
     add("--density", type=_real, default=0.1, metavar="SHARE", help="with --shape: neurons computed (0.1)")
     add("--head-density", type=_real, default=1.0, metavar="SHARE", help="with --shape: heads computed (1)")
     add("--text", type=Path, metavar="FILE", help="with MODEL: the prompt is the beginning of this text")
-    add("--against", type=_engines, default=(), metavar="ENGINES", help="hf: the same model in transformers")
+    add(
+        "--against",
+        type=_engines,
+        default=(),
+        metavar="ENGINES",
+        help="the same weights in others: hf (transformers), llama.cpp, ctranslate2; separated by commas",
+    )
     add("--prompt-tokens", type=_positive, default=128, metavar="N", help="length of the prompt (128)")
     add("--max-tokens", type=_positive, default=64, metavar="N", help="length of the answer (64)")
     add("--repeats", type=_positive, default=5, metavar="N", help="counted rounds; medians are shown (5)")

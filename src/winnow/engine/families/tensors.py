@@ -77,9 +77,13 @@ class Tensors:
             part.copy_(self._read(name))
         return joined
 
-    def table(self, name: str) -> Tensor:
-        """Return the matrix called `name` as floats: rows that are looked up and added."""
-        return self._read(name).to(self.float_dtype)
+    def table(self, *names: str) -> Tensor:
+        """Return the tensors called `names` as floats and as one, their rows one after the other.
+
+        A single tensor that has the type already is not copied.
+        """
+        parts = [self._read(name).to(self.float_dtype) for name in names]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def vector(self, *names: str) -> Tensor:
         """Return the vectors called `names` as one, in float32."""
