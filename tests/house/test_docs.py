@@ -86,7 +86,8 @@ def run_console(block: Block, folder: Path) -> list[str]:
     for number, command, expected in commands(block):
         if command.startswith("make "):  # would run this suite again: CI runs it, here it must only exist
             target = command[5:]
-            known = re.search(rf"^[\w ]*\b{re.escape(target)}\b[\w ]*:", makefile(), re.MULTILINE)
+            named = rf"^(?:[\w-]+ )*{re.escape(target)}(?: [\w-]+)*:"
+            known = re.search(named, makefile(), re.MULTILINE)
             if not known or not os.access(ROOT / "scripts" / target, os.X_OK):
                 failures.append(f"{number}: the Makefile or scripts/ has no `{target}`")
             continue
