@@ -41,7 +41,7 @@ static void add_rows(const float* a, const Matrix& matrix, const float* bias, co
       const std::int64_t own = row(i + r);
       now[r] = row_of<W>(matrix, own) + begin;
       weights[r] = a[own];
-      if constexpr (std::is_same_v<W, int8>) weights[r] *= scales[own];
+      if constexpr (std::is_same_v<W, int8>) weights[r] *= scales[own * matrix.scale_stride];
     }
     axpy8<W>(now, weights, size, width, y, next);
   }
