@@ -23,14 +23,16 @@ static inline void put_some(bf16* p, Floats a, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) p[i] = round_bf16(floats[i]);
 }
 
+// `ahead` is a row that is read soon: parts of records are short streams, too short for the processor's own prefetching.
 template <class W, class T>
-static void unpack_row(Row<W> row, float scale, std::int64_t n, T* out) {
+static void unpack_row(Row<W> row, Row<W> ahead, float scale, std::int64_t n, T* out) {
   constexpr bool kScaled = std::is_same_v<W, int8>;
   const Floats factor = splat(scale);
   std::int64_t i = 0;
-  for (; i + kPair <= n; i += kPair) {
+  for (; i + kLine<W> <= n; i += kLine<W>) {
+    prefetch(ahead + i);
 #pragma GCC unroll 8
-    for (std::int64_t l = 0; l < kPair; l += kLanes) {
+    for (std::int64_t l = 0; l < kLine<W>; l += kLanes) {
       const Floats a = load(row + (i + l));
       put(out + i + l, kScaled ? a * factor : a);
     }
@@ -39,6 +41,19 @@ static void unpack_row(Row<W> row, float scale, std::int64_t n, T* out) {
     const std::int64_t some = n - i < kLanes ? n - i : kLanes;
     const Floats a = some == kLanes ? load(row + i) : load_some(row + i, some);
     put_some(out + i, kScaled ? a * factor : a, some);
+  }
+}
+
+constexpr std::int64_t kAheadRows = 2;
+
+template <class W>
+static void fetch_scales(const Matrix& matrix, std::int64_t i) {
+  if constexpr (std::is_same_v<W, int8>) {
+    prefetch(reinterpret_cast<const float*>(matrix.scales) + i * matrix.scale_stride);
+  } else if constexpr (std::is_same_v<W, int4>) {
+    for (std::int64_t d = 0; d < matrix.columns; d += kLineBytes / 2 * kGroup) {
+      prefetch((row_of<W>(matrix, i) + d).group_scale());
+    }
   }
 }
 
@@ -53,8 +68,11 @@ static void unpack_as(Context& context, const Matrix& matrix, std::int64_t begin
       of_weights(matrix.dtype, [&](auto w) {
         using W = decltype(w);
         for (std::int64_t i = first; i < last; ++i) {
+          const std::int64_t ahead = i + kAheadRows < matrix.rows ? i + kAheadRows : i;
+          fetch_scales<W>(matrix, ahead);
           const float scale = std::is_same_v<W, int8> ? scales[i * matrix.scale_stride] : 1.f;
-          unpack_row<W>(row_of<W>(matrix, i), scale, matrix.columns, out + (i - begin) * matrix.columns);
+          unpack_row<W>(row_of<W>(matrix, i), row_of<W>(matrix, ahead), scale, matrix.columns,
+                        out + (i - begin) * matrix.columns);
         }
       });
     });
