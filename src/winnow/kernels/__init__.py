@@ -2,14 +2,14 @@
 
 native/             the compiled module, or the knowledge that it is absent
 operands.py         what operands have in common; keys and values
+pack/               weights into the form in which products read them
 matrices.py         weights as floats, bytes, halves of bytes
 records.py          the weights of an MLP, neuron by neuron
 checks.py           what the public functions refuse
 cpu.py              Cpu, Tape: what an implementation offers; the hot calls
-linear/             matrix times vector
-gathered_linear/    some heads' blocks of a matrix
-add/                onto the residual stream
-norm/               layer norm, RMS norm
+unpack/             back, for products with many vectors
+linear/ gathered_linear/   matrix times vector; some heads' blocks of a matrix
+add/ norm/          onto the residual stream; layer norm, RMS norm
 rotary/             rotary positions
 decode_attention/   one query per head against the cache
 active_set/         which neurons will fire

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, final
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32
+from jaxtyping import Float32, Float64, Int32, UInt16
 
 from winnow.base.errors import UsageError
 from winnow.kernels import native
@@ -19,6 +19,7 @@ from winnow.kernels.records import NeuronRecords
 
 Array = Float32[np.ndarray, "..."]
 List = Int32[np.ndarray, "..."]
+Bits = UInt16[np.ndarray, "..."]  # of bfloat16
 
 
 class _NativeCalls:
@@ -129,6 +130,11 @@ class _NativeCalls:
         """Write the MLP's output over all neurons."""
         self._native.dense_mlp(x, records.handle, activation.code, out)
         self._keep(x, records, out)
+
+    def unpack(self, matrix: AnyMatrix, first: int, out: Array | Bits) -> None:
+        """Fill `out` with rows of weight from `first` on: float32, or the bits of bfloat16."""
+        self._native.unpack(matrix.handle, first, out)
+        self._keep(matrix, out)
 
     def clock(self, out: Float64[np.ndarray, "1"]) -> None:
         """Write the seconds of a clock that only grows."""

@@ -11,7 +11,7 @@ The functions of the kernel folders take tensors and explain what is wrong.
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64
+from jaxtyping import Float32, Float64, Int32, Int64, UInt16
 
 from winnow.kernels.matrices import AnyMatrix
 from winnow.kernels.operands import Activation, KvBlock
@@ -170,6 +170,15 @@ class Calls(Protocol):
         out: Float32[np.ndarray, " D"],
     ) -> None:
         """Write the MLP's output over all neurons, reading every byte, in `gathered_mlp`'s order."""
+        ...
+
+    def unpack(
+        self,
+        matrix: AnyMatrix,
+        first: int,
+        out: Float32[np.ndarray, "N D"] | UInt16[np.ndarray, "N D"],
+    ) -> None:
+        """Fill `out` with rows of weight from `first` on: float32, or the bits of bfloat16."""
         ...
 
     def clock(self, out: Float64[np.ndarray, "1"]) -> None:

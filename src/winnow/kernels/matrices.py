@@ -5,23 +5,22 @@
     Int4Matrix        four bits, one scale per group of 32 along a row
 
 All have `weight`, the matrix that is meant; `rows`, some rows of it in float32; `part`, rows that follow each
-other as they lie; and `n_bytes`, what a product reads.
+other as they lie; `put`, which writes rows; and `n_bytes`, what a product reads. Rows may be strided, their
+columns lie one after the other.
 """
 
 from typing import final
 
 import torch
-from jaxtyping import BFloat16, Float, Float32, Int8, Int64, UInt8
+from jaxtyping import BFloat16, Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from winnow.base.errors import UsageError
 from winnow.kernels import native
 from winnow.kernels.operands import DTYPE_CODES, aligned_bytes, check_dtype, check_memory, int4
+from winnow.kernels.pack import GROUP, check_int4, from_int4, pack
 
-GROUP = 32  # weights of int4 that share a scale
 MOST_BYTES = 1 << 16  # weights in a row of int8: their products are summed in 32 bits
-_LARGEST_INT8 = 127
-_SMALLEST_INT4, _LARGEST_INT4 = -8, 7
 
 
 @final
@@ -47,7 +46,7 @@ class Matrix:
         self.handle = None
         if native.module is not None:
             self.handle = native.module.Matrix(
-                weight.data_ptr(), *weight.shape, weight.stride(0), DTYPE_CODES[weight.dtype], 0
+                weight.data_ptr(), *weight.shape, weight.stride(0), DTYPE_CODES[weight.dtype], 0, 0
             )
 
     @property
@@ -75,10 +74,14 @@ class Matrix:
 
     @classmethod
     def empty(cls, n_rows: int, width: int, dtype: torch.dtype) -> "Matrix":
-        """Return an uninitialised [n_rows, width] matrix on huge pages, to be filled through `.weight`."""
+        """Return an uninitialised [n_rows, width] matrix on huge pages, to be filled by `put`."""
         check_dtype("dtype", dtype)
         memory = aligned_bytes(n_rows * width * dtype.itemsize)
         return cls(memory.view(dtype).view(n_rows, width))
+
+    def put(self, weight: Float[Tensor, "N D"], first: int = 0) -> None:
+        """Write the rows from `first` on, rounded to the matrix's type."""
+        pack(weight, self.weight[first : first + len(weight)])
 
 
 @final
@@ -94,7 +97,7 @@ class QuantisedMatrix:
     dtype = torch.int8
 
     def __init__(self, values: Tensor, scales: Tensor) -> None:
-        """Wrap `values` int8 [M, D] and `scales` float32 [M], both contiguous, never copied."""
+        """Wrap `values` int8 [M, D] and `scales` float32 [M], never copied."""
         if values.dtype != torch.int8 or values.ndim != 2 or not 0 < values.shape[1] <= MOST_BYTES:
             raise UsageError(
                 f"values are {values.dtype} {tuple(values.shape)}, expected int8 [M, D] with D in "
@@ -104,23 +107,39 @@ class QuantisedMatrix:
             raise UsageError(
                 f"scales are {scales.dtype} {tuple(scales.shape)}, expected float32 [{len(values)}]."
             )
-        for name, tensor in (("values", values), ("scales", scales)):
-            check_memory(name, tensor)
-            if not tensor.is_contiguous():
-                raise UsageError(f"{name} are not contiguous: pass {name}.contiguous().")
+        check_memory("values", values)
+        check_memory("scales", scales)
+        _check_columns("values", values)
         self.values = values
         self.scales = scales
         self.handle = None
         if native.module is not None:
             self.handle = native.module.Matrix(
-                values.data_ptr(), *values.shape, values.stride(0), DTYPE_CODES[torch.int8], scales.data_ptr()
+                values.data_ptr(),
+                *values.shape,
+                values.stride(0),
+                DTYPE_CODES[torch.int8],
+                scales.data_ptr(),
+                scales.stride(0),
             )
 
     @classmethod
     def of(cls, weight: Float[Tensor, "M D"]) -> "QuantisedMatrix":
         """Return `weight` rounded to the nearest int8 of each row; a row of zeros stays one."""
-        values, scales = to_int8(weight)
-        return cls(_on_huge_pages(values), scales)
+        held = cls.empty(*weight.shape)
+        held.put(weight)
+        return held
+
+    @classmethod
+    def empty(cls, n_rows: int, width: int) -> "QuantisedMatrix":
+        """Return an uninitialised [n_rows, width] matrix on huge pages, to be filled by `put`."""
+        memory = aligned_bytes(n_rows * width)
+        return cls(memory.view(torch.int8).view(n_rows, width), torch.empty(n_rows))
+
+    def put(self, weight: Float[Tensor, "N D"], first: int = 0) -> None:
+        """Write the rows from `first` on, each rounded to the nearest int8 of its scale."""
+        end = first + len(weight)
+        pack(weight, self.values[first:end], self.scales[first:end])
 
     @property
     def weight(self) -> Float32[Tensor, "M D"]:
@@ -162,7 +181,7 @@ class Int4Matrix:
     dtype = int4
 
     def __init__(self, groups: UInt8[Tensor, "M D_half"], scales: BFloat16[Tensor, "M D_groups"]) -> None:
-        """Wrap both, contiguous, never copied."""
+        """Wrap both, never copied."""
         if groups.dtype != torch.uint8 or groups.ndim != 2 or groups.shape[1] % (GROUP // 2):
             raise UsageError(
                 f"groups are {groups.dtype} {tuple(groups.shape)}, expected uint8 [M, D / 2] in whole groups."
@@ -174,22 +193,39 @@ class Int4Matrix:
             )
         for name, tensor in (("groups", groups), ("scales", scales)):
             check_memory(name, tensor)
-            if not tensor.is_contiguous():
-                raise UsageError(f"{name} are not contiguous: pass {name}.contiguous().")
+            _check_columns(name, tensor)
         self.groups = groups
         self.scales = scales
         self.handle = None
         if native.module is not None:
-            width = 2 * groups.shape[1]
             self.handle = native.module.Matrix(
-                groups.data_ptr(), len(groups), width, width, DTYPE_CODES[int4], scales.data_ptr()
+                groups.data_ptr(),
+                len(groups),
+                2 * groups.shape[1],
+                2 * groups.stride(0),
+                DTYPE_CODES[int4],
+                scales.data_ptr(),
+                scales.stride(0),
             )
 
     @classmethod
     def of(cls, weight: Float[Tensor, "M D"]) -> "Int4Matrix":
         """Return `weight` rounded to the nearest of each group's sixteen values."""
-        groups, scales = to_int4(weight)
-        return cls(_on_huge_pages(groups), _on_huge_pages(scales))
+        held = cls.empty(*weight.shape)
+        held.put(weight)
+        return held
+
+    @classmethod
+    def empty(cls, n_rows: int, width: int) -> "Int4Matrix":
+        """Return an uninitialised [n_rows, width] matrix on huge pages, to be filled by `put`."""
+        check_int4(width)
+        scales = torch.empty(n_rows, width // GROUP, dtype=torch.bfloat16)
+        return cls(aligned_bytes(n_rows * width // 2).view(n_rows, width // 2), scales)
+
+    def put(self, weight: Float[Tensor, "N D"], first: int = 0) -> None:
+        """Write the rows from `first` on, each group rounded to the sixteen values of its scale."""
+        end = first + len(weight)
+        pack(weight, self.groups[first:end], self.scales[first:end])
 
     @property
     def weight(self) -> Float32[Tensor, "M D"]:
@@ -218,43 +254,11 @@ class Int4Matrix:
 AnyMatrix = Matrix | QuantisedMatrix | Int4Matrix
 
 
-def to_int8(weight: Float[Tensor, "N D"]) -> tuple[Int8[Tensor, "N D"], Float32[Tensor, " N"]]:
-    """Return the nearest int8 of each row and the rows' scales, not finite where the row is not."""
-    scales = weight.abs().amax(-1).float() / _LARGEST_INT8
-    steps = weight.float() / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-    return steps.round_().to(torch.int8), scales
-
-
-def to_int4(weight: Float[Tensor, "N D"]) -> tuple[UInt8[Tensor, "N D_half"], BFloat16[Tensor, "N D_groups"]]:
-    """Return the halves of bytes and the scales of each group, as Int4Matrix holds them.
-
-    The largest magnitude of a group becomes -8 times its scale, so that no step of the sixteen is wasted.
-    """
-    check_int4(weight.shape[-1])
-    grouped = weight.float().unflatten(-1, (-1, GROUP))  # N, groups, 32
-    peaks = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True))
-    scales = (peaks / _SMALLEST_INT4).bfloat16()
-    steps = (grouped / torch.where(scales == 0, 1.0, scales.float())).round_()
-    steps = steps.clamp_(_SMALLEST_INT4, _LARGEST_INT4).sub_(_SMALLEST_INT4).to(torch.uint8)
-    low, high = steps.split(GROUP // 2, -1)
-    return (low | high << 4).flatten(1), scales.squeeze(-1)
-
-
-def from_int4(
-    groups: UInt8[Tensor, "N D_half"], scales: BFloat16[Tensor, "N D_groups"]
-) -> Float32[Tensor, "N D"]:
-    """Return the weights that groups and scales stand for."""
-    halves = groups.unflatten(-1, (-1, GROUP // 2))
-    steps = torch.cat([halves & 15, halves >> 4], -1).float() + _SMALLEST_INT4
-    return (steps * scales.float()[..., None]).flatten(1)
-
-
-def check_int4(width: int) -> None:
-    """Refuse a row length that int4 cannot cut into groups."""
-    if width < GROUP or width % GROUP:
-        raise UsageError(
-            f"int4 packs groups of {GROUP} weights along a row; rows of {width} are no multiple. Use int8."
-        )
+def empty_matrix(n_rows: int, width: int, dtype: torch.dtype) -> AnyMatrix:
+    """Return an uninitialised matrix held as `dtype`: float32, bfloat16, int8 or int4."""
+    if dtype == torch.int8:
+        return QuantisedMatrix.empty(n_rows, width)
+    return Int4Matrix.empty(n_rows, width) if dtype == int4 else Matrix.empty(n_rows, width, dtype)
 
 
 def matrix(weight: Float[Tensor, "M D"], dtype: torch.dtype) -> AnyMatrix:
@@ -268,7 +272,6 @@ def matrix(weight: Float[Tensor, "M D"], dtype: torch.dtype) -> AnyMatrix:
     return held
 
 
-def _on_huge_pages(values: Tensor) -> Tensor:
-    """Return a copy that starts on a line, on huge pages where it is large: rows are read here and there."""
-    held = aligned_bytes(values.nbytes).view(values.dtype).view(values.shape)
-    return held.copy_(values)
+def _check_columns(name: str, tensor: Tensor) -> None:
+    if tensor.shape[1] > 1 and tensor.stride(1) != 1:
+        raise UsageError(f"the rows of {name} are not contiguous: pass {name}.contiguous().")

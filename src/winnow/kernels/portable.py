@@ -9,7 +9,7 @@ from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int32
+from jaxtyping import Float32, Float64, Int32, UInt16
 
 from winnow.kernels.active_set.reference import active_set_reference
 from winnow.kernels.add.reference import add_reference
@@ -27,9 +27,11 @@ from winnow.kernels.norm.reference import layer_norm_reference, rms_norm_referen
 from winnow.kernels.operands import Activation, KvBlock
 from winnow.kernels.records import NeuronRecords
 from winnow.kernels.rotary.reference import rotate_reference
+from winnow.kernels.unpack.reference import unpack_reference
 
 Array = Float32[np.ndarray, "..."]
 List = Int32[np.ndarray, "..."]
+Bits = UInt16[np.ndarray, "..."]  # of bfloat16
 
 
 class _ReferenceCalls:
@@ -182,6 +184,18 @@ class _ReferenceCalls:
     def dense_mlp(self, x: Array, records: NeuronRecords, activation: Activation, out: Array) -> None:
         """Write the MLP's output over all neurons."""
         self._take(lambda: _write(out, dense_mlp_reference(torch.from_numpy(x), records, activation)))
+
+    def unpack(self, matrix: AnyMatrix, first: int, out: Array | Bits) -> None:
+        """Fill `out` with rows of weight from `first` on: float32, or the bits of bfloat16."""
+        target = torch.from_numpy(out)
+        target = target if target.dtype == torch.float32 else target.view(torch.bfloat16)
+        if not 0 <= first <= matrix.shape[0] - len(out):
+            raise ValueError(f"rows from {first} on, {len(out)} of them, were asked of {matrix.shape[0]}.")
+
+        def write() -> None:
+            target.copy_(unpack_reference(matrix, target.dtype)[first : first + len(out)])
+
+        self._take(write)
 
     def clock(self, out: Float64[np.ndarray, "1"]) -> None:
         """Write the seconds of a clock that only grows."""

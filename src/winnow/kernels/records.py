@@ -8,7 +8,7 @@ from torch import Tensor
 
 from winnow.base.errors import UsageError
 from winnow.kernels import native
-from winnow.kernels.matrices import GROUP, MOST_BYTES, check_int4, from_int4, to_int4, to_int8
+from winnow.kernels.matrices import MOST_BYTES, AnyMatrix, Int4Matrix, Matrix, QuantisedMatrix
 from winnow.kernels.operands import (
     DTYPE_CODES,
     RECORD_ALIGNMENT_BYTES,
@@ -16,6 +16,7 @@ from winnow.kernels.operands import (
     check_memory,
     int4,
 )
+from winnow.kernels.pack import GROUP, check_int4
 
 _PARTS = ("w_in", "w_up", "w_out")  # in the order of a record
 
@@ -120,34 +121,35 @@ class NeuronRecords:
 
     def put(self, part: str, weight: Float[Tensor, "F D"]) -> None:
         """Write the rows of "w_in", "w_up" or "w_out", rounded to the records' type."""
-        if part == "w_up":
-            self._check_gated(part)
-        number = self._n_parts - 1 if part == "w_out" else _PARTS.index(part)
+        self.part(part).put(weight)
+
+    def part(self, name: str) -> AnyMatrix:
+        """Return the rows of "w_in", "w_up" or "w_out" as a matrix in the records' memory."""
+        if name == "w_up":
+            self._check_gated(name)
+        number = self._n_parts - 1 if name == "w_out" else _PARTS.index(name)
+        if self.dtype == int4:
+            groups = self.storage[:, number * self.width // 2 : (number + 1) * self.width // 2]
+            return Int4Matrix(groups, self._group_scales(number))
+        values = self.storage.view(self.dtype)[:, number * self.width : (number + 1) * self.width]
         if self.dtype == torch.int8:
-            values, scales = to_int8(weight)
-            self._tail(self._n_parts - 1 + number).copy_(scales)
-        elif self.dtype == int4:
-            values, scales = to_int4(weight)
-            self._group_scales(number).copy_(scales)
-        else:
-            values = weight
-        self._raw(number).copy_(values)
+            return QuantisedMatrix(values, self._tail(self._n_parts - 1 + number))
+        return Matrix(values)
 
     @property
     def w_in(self) -> Float[Tensor, "F D"]:
         """The rows whose inner products with the input are activated."""
-        return self._part(0)
+        return self.part("w_in").weight
 
     @property
     def w_up(self) -> Float[Tensor, "F D"]:
         """The rows whose inner products multiply the activation; gated records only."""
-        self._check_gated("w_up")
-        return self._part(1)
+        return self.part("w_up").weight
 
     @property
     def w_out(self) -> Float[Tensor, "F D"]:
         """The rows that are summed, weighted by the activations."""
-        return self._part(self._n_parts - 1)
+        return self.part("w_out").weight
 
     @property
     def bias(self) -> Float32[Tensor, " F"]:
@@ -163,18 +165,6 @@ class NeuronRecords:
     @property
     def _n_parts(self) -> int:
         return 3 if self.is_gated else 2
-
-    def _part(self, number: int) -> Tensor:
-        raw = self._raw(number)
-        if self.dtype == torch.int8:
-            return raw.float() * self._tail(self._n_parts - 1 + number)[:, None]
-        return from_int4(raw, self._group_scales(number)) if self.dtype == int4 else raw
-
-    def _raw(self, number: int) -> Tensor:
-        """Return one part as it is stored; int4 as bytes of two weights."""
-        if self.dtype == int4:
-            return self.storage[:, number * self.width // 2 : (number + 1) * self.width // 2]
-        return self.storage.view(self.dtype)[:, number * self.width : (number + 1) * self.width]
 
     def _group_scales(self, number: int) -> Tensor:
         first = self._scales_offset_bytes // 2 + number * self.width // GROUP

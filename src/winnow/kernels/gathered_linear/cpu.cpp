@@ -74,7 +74,7 @@ static void add_rows(const float* a, const Matrix& matrix, const float* bias, co
     float weights[kRows];
     for (int r = 0; r < eight.size; ++r) {
       weights[r] = a[eight.numbers[r]];
-      if constexpr (std::is_same_v<W, int8>) weights[r] *= scales[eight.numbers[r]];
+      if constexpr (std::is_same_v<W, int8>) weights[r] *= scales[eight.numbers[r] * matrix.scale_stride];
     }
     axpy8<W>(eight.places, weights, eight.size, width, y, later.places);
   }

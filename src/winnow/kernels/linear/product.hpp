@@ -20,7 +20,7 @@ inline Row<W> row_of(const Matrix& matrix, std::int64_t i) {
   if constexpr (std::is_same_v<W, int4>) {
     const auto* groups = reinterpret_cast<const unsigned char*>(matrix.data);
     const auto* scales = reinterpret_cast<const bf16*>(matrix.scales);
-    return {groups + i * (matrix.row_stride / 2), scales + i * (matrix.row_stride / kGroup), 0};
+    return {groups + i * (matrix.row_stride / 2), scales + i * matrix.scale_stride, 0};
   } else {
     return reinterpret_cast<const W*>(matrix.data) + i * matrix.row_stride;
   }
@@ -59,7 +59,7 @@ inline void product_any(const Matrix& matrix, std::int64_t begin, std::int64_t e
   });
   if (matrix.dtype == Dtype::int8) {
     const auto* scales = reinterpret_cast<const float*>(matrix.scales);
-    for (std::int64_t i = begin; i < end; ++i) out[i - begin] *= scales[i];
+    for (std::int64_t i = begin; i < end; ++i) out[i - begin] *= scales[i * matrix.scale_stride];
   }
 }
 

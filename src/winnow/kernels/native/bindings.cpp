@@ -23,10 +23,14 @@ NB_MODULE(_native, m) {
 
   nb::class_<Matrix>(m, "Matrix")
       .def("__init__", [](Matrix* self, std::uintptr_t data, std::int64_t rows, std::int64_t columns,
-                          std::int64_t row_stride, int dtype, std::uintptr_t scales) {
-        new (self) Matrix{reinterpret_cast<const char*>(data), rows,
-                          columns,                             row_stride,
-                          static_cast<Dtype>(dtype),           reinterpret_cast<const char*>(scales)};
+                          std::int64_t row_stride, int dtype, std::uintptr_t scales, std::int64_t scale_stride) {
+        new (self) Matrix{reinterpret_cast<const char*>(data),
+                          rows,
+                          columns,
+                          row_stride,
+                          static_cast<Dtype>(dtype),
+                          reinterpret_cast<const char*>(scales),
+                          scale_stride};
       });
   nb::class_<NeuronRecords>(m, "NeuronRecords")
       .def("__init__", [](NeuronRecords* self, std::uintptr_t data, std::int64_t neurons, std::int64_t width,
@@ -58,9 +62,12 @@ NB_MODULE(_native, m) {
       .def("gate_set", &Calls::gate_set, array(), arg(), array(), arg(), array(), array(), array(), Unlocked())
       .def("gathered_mlp", &Calls::gathered_mlp, array(), arg(), array(), array(), arg(), array(), maybe(), Unlocked())
       .def("dense_mlp", &Calls::dense_mlp, array(), arg(), arg(), array(), Unlocked())
+      .def("unpack", &Calls::unpack<float>, arg(), arg(), array(), Unlocked())
+      .def("unpack", &Calls::unpack<std::uint16_t>, arg(), arg(), array(), Unlocked())
       .def("clock", &Calls::clock, array(), Unlocked());
   nb::class_<Cpu, Calls>(m, "Cpu")
       .def(nb::init<int, const std::string&>())
+      .def("pack", &Cpu::pack, Unlocked())
       .def("read_bandwidth", &Cpu::bandwidth, Unlocked());
   nb::class_<Tape, Calls>(m, "Tape")
       .def(nb::init<Cpu&>(), nb::keep_alive<1, 2>())

@@ -220,6 +220,19 @@ class Calls {
     });
   }
 
+  // T: float, or the bits of a bfloat16.
+  template <class T>
+  void unpack(const Matrix& matrix, std::int64_t begin, Array<T, 2> out) {
+    const std::int64_t end = begin + length(out);
+    expect("width of out", length(out, 1), matrix.columns);
+    if (begin < 0 || end > matrix.rows) {
+      refuse("rows " + std::to_string(begin) + ".." + std::to_string(end) + " were asked of " +
+             std::to_string(matrix.rows) + ".");
+    }
+    constexpr Dtype dtype = sizeof(T) == 4 ? Dtype::float32 : Dtype::bfloat16;
+    take([this, &matrix, begin, end, out = out.data()] { kernels_.unpack(context_, matrix, begin, end, dtype, out); });
+  }
+
   // Seconds of a clock that only grows.
   void clock(Array<double, 1> out) {
     take([out = cell("out", out)] {
@@ -294,6 +307,12 @@ class Cpu final : private Engine, public Calls {
     if (bytes < 1 << 20) refuse("n_bytes is below 1 MiB.");
     std::lock_guard<std::mutex> lock(one_call);
     return read_bandwidth(context, kernels, bytes, seconds);
+  }
+
+  void pack(std::uintptr_t data, int type, std::int64_t row_stride, std::int64_t column_stride, const Matrix& into) {
+    const Source source{reinterpret_cast<const char*>(data), row_stride, column_stride, static_cast<Stored>(type)};
+    std::lock_guard<std::mutex> lock(one_call);
+    kernels.pack(context, source, into);
   }
 
   Engine& engine() { return *this; }

@@ -16,6 +16,15 @@ struct Matrix {
   std::int64_t rows, columns, row_stride;  // stride in elements
   Dtype dtype;
   const char* scales;  // int8: a float32 per row; int4: a bfloat16 per group of 32; null otherwise
+  std::int64_t scale_stride;  // from row to row, in scales
+};
+
+// Floats as a checkpoint holds them; strides in elements.
+enum class Stored : int { float32 = 0, bfloat16 = 1, float16 = 2 };
+struct Source {
+  const char* data;
+  std::int64_t row_stride, column_stride;
+  Stored type;
 };
 
 struct NeuronRecords {
@@ -75,6 +84,9 @@ struct Kernels {
   // indices null: all neurons, and every byte of them. gates null: to be computed; otherwise those of every neuron.
   void (*mlp)(Context&, const float* x, const NeuronRecords&, const std::int32_t* indices, std::int64_t count,
               Activation, const float* gates, float* out);
+  // out: rows begin..end-1, one after the other, as float32 or as bfloat16
+  void (*unpack)(Context&, const Matrix&, std::int64_t begin, std::int64_t end, Dtype, void* out);
+  void (*pack)(Context&, const Source&, const Matrix& into);
   float (*read)(const char* memory, std::int64_t bytes, bool prefetching);
 };
 

@@ -21,6 +21,8 @@ std::int64_t active_set(Context&, const float*, const Matrix&, const Matrix&, co
 std::int64_t gate_set(Context&, const float*, const NeuronRecords&, const float*, Activation, std::int32_t*, float*);
 void mlp(Context&, const float*, const NeuronRecords&, const std::int32_t*, std::int64_t, Activation, const float*,
          float*);
+void unpack(Context&, const Matrix&, std::int64_t, std::int64_t, Dtype, void*);
+void pack(Context&, const Source&, const Matrix&);
 
 // Reads memory in order; the sum is returned so that the loads are not left out.
 template <bool kPrefetch>
@@ -51,7 +53,7 @@ static float read(const char* memory, std::int64_t bytes, bool prefetching) {
 const Kernels& kernels() {
   static constexpr Kernels table = {linear, add,           layer_norm,       rms_norm,   rotate,   append_kv,
                                     attend, gathered_rows, gathered_columns, active_set, gate_set, mlp,
-                                    read};
+                                    unpack, pack,          read};
   return table;
 }
 

@@ -54,6 +54,15 @@ inline __m512i pair_bytes(const unsigned char* p) {
   return _mm512_and_si512(_mm512_srlv_epi64(twice, _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0)), _mm512_set1_epi8(15));
 }
 
+// Sixteen weights, from a multiple of sixteen on.
+inline Floats load(Int4Row p) {
+  const __m512 steps = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p.bytes())));
+  const __m512i halves = _mm512_srl_epi32(bytes, _mm_cvtsi32_si128(p.shift()));
+  return {_mm512_mul_ps(_mm512_permutexvar_ps(halves, steps), _mm512_set1_ps(p.scale()))};  // by the low four bits alone
+}
+inline Floats load_some(Int4Row p, std::int64_t) { return load(p); }  // rows are whole groups of 32
+
 // Fetches a part of what is read 512 weights after `ahead` begins to be: the lines of `kCount` rows, evenly spread over
 // `kParts` calls, since a processor that is asked for many lines at once waits for them.
 template <int kCount, int kParts>
