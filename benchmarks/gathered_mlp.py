@@ -1,7 +1,8 @@
 """Gathered MLP: how much of the machine's read bandwidth the kernels reach, by density.
 
 Random weights, random lists of neurons that all fire, a different list and layer for every call, so that each
-call reads memory and not a cache: the layers of a shape exceed 256 MB together, then 1 GB.
+call reads memory and not a cache: the layers of a shape exceed 256 MB together, then 1 GB. Calls are recorded
+on a tape and run together, as a decode step runs them.
 Bytes are those of the weights that a call must read. The probe runs before and after every measurement, and
 one counts only where both read 0.85 of the best: a shared machine may halve its bandwidth from one second to
 the next, and a share of less is easily had.
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from benchmarks.recorded import THREADS, machine, record
 
-from winnow.kernels import Matrix, NeuronRecords, open_cpu, read_bandwidth, relu
+from winnow.kernels import Calls, Matrix, NeuronRecords, open_cpu, read_bandwidth, relu
 
 SHAPES = ((2048, 8192), (4096, 16384))  # width, neurons: OPT 1.3B and 6.7B
 DENSITIES = (0.05, 0.10, 0.20, 0.50, 1.0)
@@ -34,13 +35,13 @@ QUIET = 0.85  # a probe as a share of the best one: below, the machine was share
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the result: `call(i)` is the i-th call and reads `n_bytes`."""
+    """One row of the result: `call(calls, i)` makes or records the i-th call, which reads `n_bytes`."""
 
     kernel: str
     shape: str
     density: float
     n_bytes: int
-    call: Callable[[int], object]
+    call: Callable[[Calls, int], object]
 
 
 def layers(width: int, n_neurons: int, rotation_bytes: int) -> list[NeuronRecords]:
@@ -55,7 +56,7 @@ def layers(width: int, n_neurons: int, rotation_bytes: int) -> list[NeuronRecord
 
 
 def mlp_cases(width: int, n_neurons: int, rotation_bytes: int) -> Iterator[Case]:
-    cpu, rng = open_cpu(THREADS), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     made = layers(width, n_neurons, rotation_bytes)
     x, out = rng.standard_normal(width, np.float32), np.empty(width, np.float32)
     shape = f"{width} x {n_neurons}"
@@ -67,8 +68,10 @@ def mlp_cases(width: int, n_neurons: int, rotation_bytes: int) -> Iterator[Case]
             for _ in range(32 * len(made) + 1)  # no common factor with the number of layers
         ]
 
-        def gathered(i: int, lists: list[np.ndarray] = lists, count: np.ndarray = count) -> None:
-            cpu.gathered_mlp(x, made[i % len(made)], lists[i % len(lists)], count, relu, out)
+        def gathered(
+            calls: Calls, i: int, lists: list[np.ndarray] = lists, count: np.ndarray = count
+        ) -> None:
+            calls.gathered_mlp(x, made[i % len(made)], lists[i % len(lists)], count, relu, out)
 
         yield Case("gathered_mlp", shape, density, n_active * 2 * width * 2, gathered)
     yield Case(
@@ -76,12 +79,11 @@ def mlp_cases(width: int, n_neurons: int, rotation_bytes: int) -> Iterator[Case]
         shape,
         1.0,
         n_neurons * 2 * width * 2,
-        lambda i: cpu.dense_mlp(x, made[i % len(made)], relu, out),
+        lambda calls, i: calls.dense_mlp(x, made[i % len(made)], relu, out),
     )
 
 
 def linear_case(width: int, n_rows: int, rotation_bytes: int) -> Case:
-    cpu = open_cpu(THREADS)
     made = [
         Matrix.empty(n_rows, width, torch.bfloat16) for _ in range(rotation_bytes // (n_rows * width * 2) + 1)
     ]
@@ -93,7 +95,7 @@ def linear_case(width: int, n_rows: int, rotation_bytes: int) -> Case:
         f"{width} x {n_rows}",
         1.0,
         n_rows * width * 2,
-        lambda i: cpu.linear(x, made[i % len(made)], None, out),
+        lambda calls, i: calls.linear(x, made[i % len(made)], None, out),
     )
 
 
@@ -118,9 +120,11 @@ def probe() -> float:
 def measure(case: Case, counter: Iterator[int]) -> Sample:
     before = probe()
     n_calls = max(2, round(REPEAT_S * before / case.n_bytes))
-    started = time.perf_counter()
+    tape = open_cpu(THREADS).tape()
     for _ in range(n_calls):
-        case.call(next(counter))
+        case.call(tape, next(counter))
+    started = time.perf_counter()
+    tape.run()
     rate = n_calls * case.n_bytes / (time.perf_counter() - started)
     return Sample(rate, before, probe())
 

@@ -1,5 +1,7 @@
 """Pack writes the bits of its definition, on every instruction set, from every layout of a checkpoint."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -76,7 +78,17 @@ def test_the_smallest_and_the_largest_weights_have_the_bits_of_the_definition(
         assert same_bits(ours, theirs)
 
 
+@pytest.fixture(params=[False, True], ids=["", "subnormals-flushed"])
+def flushing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Some libraries make the processor take subnormal floats for zero, for the rest of the process."""
+    was_on = float(torch.tensor([1e-40]) * 1) == 0
+    torch.set_flush_denormal(request.param)
+    yield
+    torch.set_flush_denormal(was_on)
+
+
 @pytest.mark.compiled
+@pytest.mark.usefixtures("flushing")
 def test_every_half_float_is_widened_exactly(isa: str):
     halves = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16).view(64, 1024)
     values, _ = packed(halves, torch.float32, isa)
