@@ -49,7 +49,7 @@ def logits(engine: Engine, ids: torch.Tensor) -> tuple[torch.Tensor, DecodeCount
     """Return the logits after each token, decoded one by one from an empty cache, and what that took."""
     cache = KvCache(engine.weights.config, len(ids), engine.weights.cache_dtype)
     decoding = engine.decoder.start(cache)
-    return torch.from_numpy(np.stack([decoding.step(token) for token in ids.tolist()])), decoding.counts
+    return torch.from_numpy(np.stack([decoding.step(token)[0] for token in ids.tolist()])), decoding.counts
 
 
 def _surprise(scores: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -58,13 +58,13 @@ def layers(width: int, n_neurons: int, rotation_bytes: int) -> list[NeuronRecord
 def mlp_cases(width: int, n_neurons: int, rotation_bytes: int) -> Iterator[Case]:
     rng = np.random.default_rng(0)
     made = layers(width, n_neurons, rotation_bytes)
-    x, out = rng.standard_normal(width, np.float32), np.empty(width, np.float32)
+    x, out = rng.standard_normal((1, width), np.float32), np.empty((1, width), np.float32)
     shape = f"{width} x {n_neurons}"
     for density in DENSITIES:
         n_active = round(density * n_neurons)
         count = np.array([n_active])
         lists = [
-            np.sort(rng.choice(n_neurons, n_active, replace=False)).astype(np.int32)
+            np.sort(rng.choice(n_neurons, n_active, replace=False)).astype(np.int32)[None]
             for _ in range(32 * len(made) + 1)  # no common factor with the number of layers
         ]
 
@@ -89,7 +89,7 @@ def linear_case(width: int, n_rows: int, rotation_bytes: int) -> Case:
     ]
     for number, matrix in enumerate(made):
         matrix.weight.normal_(generator=torch.Generator().manual_seed(number))
-    x, out = np.ones(width, np.float32), np.empty(n_rows, np.float32)
+    x, out = np.ones((1, width), np.float32), np.empty((1, n_rows), np.float32)
     return Case(
         "linear",
         f"{width} x {n_rows}",

@@ -23,7 +23,7 @@ N_TOKENS = 37
 def decoded(weights, predictors, ids, threads=1, heads=()):
     cache = KvCache(weights.config, len(ids), weights.cache_dtype)
     decoding = Decoder(weights, predictors, open_cpu(threads), heads).start(cache)
-    return np.stack([decoding.step(token) for token in ids]), decoding.counts
+    return np.stack([decoding.step(token)[0] for token in ids]), decoding.counts
 
 
 def relative(found: np.ndarray, expected: torch.Tensor) -> float:
@@ -265,7 +265,7 @@ def test_goes_on_where_prefill_ended(small, ids):
         prefill(weights, ids[:20], cache)
     decoding = Decoder(weights, (None,) * 3, open_cpu(1)).start(cache)
     for token in ids[20:].tolist():
-        logits = decoding.step(token)
+        logits = decoding.step(token)[0]
     assert relative(logits, expected) < 2e-5
 
 

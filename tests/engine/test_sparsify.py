@@ -58,7 +58,7 @@ def by_winnow(weights, layers, n_new=N_NEW):
     rows, tokens = [logits], []
     for _ in range(n_new):
         tokens.append(int(rows[-1].argmax()))
-        rows.append(torch.from_numpy(decoding.step(tokens[-1])))
+        rows.append(torch.from_numpy(decoding.step(tokens[-1])[0]))
     return tokens, torch.stack(rows[:-1])
 
 

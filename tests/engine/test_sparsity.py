@@ -104,7 +104,7 @@ def test_scores_are_those_of_the_kernel(rng):
     predictor = LowRankPredictor(down, Matrix(torch.randn(70, 6, generator=rng).bfloat16()), torch.zeros(70))
     indices = torch.empty(70, dtype=torch.int32).numpy()
     count = np.zeros(1, np.int64)
-    predictor.apply(open_cpu(1), x[0].numpy(), indices, count)
+    predictor.apply(open_cpu(1), x[:1].numpy(), indices[None], count)
     assert indices[: count[0]].tolist() == (predictor.scores(x)[0] > 0).nonzero().flatten().tolist()
 
 

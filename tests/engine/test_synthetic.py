@@ -48,7 +48,7 @@ def greedily(model, n_tokens) -> tuple[list[int], float]:
     decoding = Decoder(model.weights, model.predictors, open_cpu(1)).start(cache)
     tokens = [7]
     for _ in range(n_tokens):
-        tokens.append(int(np.argmax(decoding.step(tokens[-1]))))
+        tokens.append(int(np.argmax(decoding.step(tokens[-1])[0])))
     return tokens, decoding.counts.mlp_density
 
 

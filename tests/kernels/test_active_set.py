@@ -111,7 +111,7 @@ def test_refuses_a_negative_cap(cpu: Cpu, cap: int):
 )
 def test_the_hot_call_checks_lengths(isa: str, x: int, rank: int, bias: int, indices: int):
     p1, p2 = Matrix(torch.zeros(3, 8)), Matrix(torch.zeros(9, rank))
-    arrays = np.zeros(x, np.float32), np.zeros(bias, np.float32), np.zeros(indices, np.int32)
+    arrays = np.zeros((1, x), np.float32), np.zeros(bias, np.float32), np.zeros((1, indices), np.int32)
     with pytest.raises(ValueError, match="expected"):
         opened(isa, 1).active_set(arrays[0], p1, p2, arrays[1], 0, arrays[2], np.zeros(1, np.int64))
 

@@ -111,7 +111,7 @@ def test_objects_come_and_go(isa: str, rng: torch.Generator):
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 warns of any fork with threads
 def test_a_forked_child_computes_alone(isa: str, rng: torch.Generator):
     cpu, x, records = open_cpu(2, isa), normal(rng, 40), random_records(rng, 300, 40, torch.bfloat16)
-    arrays = x.numpy(), torch.zeros(40).numpy()
+    arrays = x[None].numpy(), torch.zeros(1, 40).numpy()
     expected = dense_mlp(x, records, activation=relu, cpu=cpu).numpy()
     child = os.fork()
     if child == 0:

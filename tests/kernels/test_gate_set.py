@@ -201,13 +201,17 @@ def test_refuses_thresholds_and_gates_of_another_length(cpu: Cpu, n: int, rng: t
 
 
 def test_the_hot_calls_refuse_records_without_gates(cpu: Cpu, rng: torch.Generator):
-    records, x, gates = random_records(rng, 50, 40, torch.float32), np.zeros(40, np.float32), np.zeros(50)
+    records, x, gates = (
+        random_records(rng, 50, 40, torch.float32),
+        np.zeros((1, 40), np.float32),
+        np.zeros(50),
+    )
     gates = gates.astype(np.float32)
-    indices, count = np.zeros(50, np.int32), np.zeros(1, np.int64)
+    indices, count = np.zeros((1, 50), np.int32), np.zeros(1, np.int64)
     with pytest.raises(ValueError, match="ungated"):
-        cpu.gate_set(x, records, gates, silu, indices, count, gates.copy())
+        cpu.gate_set(x, records, gates, silu, indices, count, gates[None].copy())
     with pytest.raises(ValueError, match="ungated"):
-        cpu.gathered_mlp(x, records, indices, count, silu, x.copy(), gates)
+        cpu.gathered_mlp(x, records, indices, count, silu, x.copy(), gates[None])
 
 
 @pytest.mark.compiled
@@ -221,19 +225,21 @@ def test_the_hot_call_checks_lengths(
     records = random_records(rng, 50, 40, torch.float32, gated=True)
     arrays = np.zeros(x, np.float32), np.zeros(thresholds, np.float32), np.zeros(gates, np.float32)
     with pytest.raises(ValueError, match="expected"):
-        lists = np.zeros(indices, np.int32), np.zeros(1, np.int64)
-        opened(isa, 1).gate_set(arrays[0], records, arrays[1], silu, *lists, arrays[2])
+        lists = np.zeros((1, indices), np.int32), np.zeros(1, np.int64)
+        opened(isa, 1).gate_set(arrays[0][None], records, arrays[1], silu, *lists, arrays[2][None])
 
 
 @pytest.mark.compiled
 def test_the_hot_calls_take_no_copies(isa: str, rng: torch.Generator):
-    records, x = random_records(rng, 50, 40, torch.float32, gated=True), np.zeros(40, np.float32)
-    indices, gates, cpu = np.zeros(50, np.int32), np.zeros(50, np.float32), opened(isa, 1)
+    records, x = random_records(rng, 50, 40, torch.float32, gated=True), np.zeros((1, 40), np.float32)
+    indices, gates, cpu = np.zeros((1, 50), np.int32), np.zeros((1, 50), np.float32), opened(isa, 1)
     count = np.zeros(1, np.int64)
     with pytest.raises(TypeError):
-        cpu._native.gate_set(x, records.handle, gates, silu.code, indices, count, np.zeros(50))  # float64
+        cpu._native.gate_set(
+            x, records.handle, gates[0], silu.code, indices, count, np.zeros((1, 50))
+        )  # float64
     with pytest.raises(TypeError):
         doubles = gates.astype(np.float64)
         cpu._native.gathered_mlp(x, records.handle, indices, count, silu.code, x.copy(), doubles)
     with pytest.raises(ValueError, match="gates has length 49, expected 50"):
-        cpu.gathered_mlp(x, records, indices, count, silu, x.copy(), gates[:49].copy())
+        cpu.gathered_mlp(x, records, indices, count, silu, x.copy(), gates[:, :49].copy())

@@ -121,8 +121,8 @@ def test_blocks_outside_the_matrix_are_refused(cpu: Cpu, blocks: list[int]):
 )
 def test_the_hot_calls_check_their_lists(isa: str, listed: list[int], count: int):
     weights, cpu = matrix(torch.zeros(8, 32), torch.float32), opened(isa, 1)
-    lists = np.array(listed, np.int32), np.array([count])
-    x, out = np.zeros(32, np.float32), np.zeros(8, np.float32)
+    lists = np.array([listed], np.int32), np.array([count])
+    x, out = np.zeros((1, 32), np.float32), np.zeros((1, 8), np.float32)
     with pytest.raises(ValueError, match=r"0\.\.|divisor"):
         cpu.gathered_rows(x, weights, None, *lists, out)
     with pytest.raises(ValueError, match=r"0\.\.|divisor"):
@@ -130,15 +130,15 @@ def test_the_hot_calls_check_their_lists(isa: str, listed: list[int], count: int
 
 
 def test_biases_are_added_where_something_is_computed(cpu: Cpu, rng: torch.Generator):
-    weights, lists = matrix(normal(rng, 8, 64), torch.bfloat16), (np.array([1, 0], np.int32), np.array([1]))
+    weights, lists = matrix(normal(rng, 8, 64), torch.bfloat16), (np.array([[1, 0]], np.int32), np.array([1]))
     x, a = normal(rng, 64), normal(rng, 8)
     for call, given, bias in (
         (cpu.gathered_rows, x, np.ones(8, np.float32)),
         (cpu.gathered_columns, a, np.ones(64, np.float32)),
     ):
-        with_bias, without = np.zeros_like(bias), np.zeros_like(bias)
-        call(given.numpy(), weights, bias, *lists, with_bias)
-        call(given.numpy(), weights, None, *lists, without)
+        with_bias, without = np.zeros((1, len(bias)), np.float32), np.zeros((1, len(bias)), np.float32)
+        call(given[None].numpy(), weights, bias, *lists, with_bias)
+        call(given[None].numpy(), weights, None, *lists, without)
         touched = without != 0
         assert np.array_equal(with_bias[touched], without[touched] + 1)
         assert not with_bias[~touched].any()

@@ -132,26 +132,26 @@ def test_refuses_an_index_outside_the_records(cpu: Cpu, bad: list[int], rng: tor
 @pytest.mark.compiled
 @pytest.mark.parametrize("bad", [-1, 50, -(2**31), 2**31 - 1])
 def test_the_hot_call_refuses_an_index_outside_the_records(isa: str, bad: int, rng: torch.Generator):
-    records, x = random_records(rng, 50, 40, torch.float32), np.zeros(40, np.float32)
+    records, x = random_records(rng, 50, 40, torch.float32), np.zeros((1, 40), np.float32)
     with pytest.raises(ValueError, match=r"0\.\.49"):
         opened(isa, 1).gathered_mlp(
-            x, records, np.array([0, bad, 1], np.int32), np.array([3]), relu, x.copy()
+            x, records, np.array([[0, bad, 1]], np.int32), np.array([3]), relu, x.copy()
         )
 
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("count", [-1, 4, 2**40])
 def test_the_hot_call_refuses_a_count_beyond_the_list(isa: str, count: int, rng: torch.Generator):
-    records, x = random_records(rng, 50, 40, torch.float32), np.zeros(40, np.float32)
+    records, x = random_records(rng, 50, 40, torch.float32), np.zeros((1, 40), np.float32)
     with pytest.raises(ValueError, match=r"0\.\.3"):
-        opened(isa, 1).gathered_mlp(x, records, np.zeros(3, np.int32), np.array([count]), relu, x.copy())
+        opened(isa, 1).gathered_mlp(x, records, np.zeros((1, 3), np.int32), np.array([count]), relu, x.copy())
 
 
 @pytest.mark.compiled
 @pytest.mark.parametrize(("x", "out"), [(39, 40), (40, 41)])
 def test_the_hot_calls_check_lengths(isa: str, x: int, out: int, rng: torch.Generator):
-    records, none = random_records(rng, 50, 40, torch.float32), np.zeros(0, np.int32)
-    arrays = np.zeros(x, np.float32), np.zeros(out, np.float32)
+    records, none = random_records(rng, 50, 40, torch.float32), np.zeros((1, 0), np.int32)
+    arrays = np.zeros((1, x), np.float32), np.zeros((1, out), np.float32)
     with pytest.raises(ValueError, match="expected 40"):
         opened(isa, 1).gathered_mlp(arrays[0], records, none, np.zeros(1, np.int64), relu, arrays[1])
     with pytest.raises(ValueError, match="expected 40"):

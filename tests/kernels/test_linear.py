@@ -95,15 +95,19 @@ def test_refuses_other_lengths_and_dtypes(cpu: Cpu, x: torch.Tensor, bias: torch
 @pytest.mark.compiled
 @pytest.mark.parametrize(("width", "rows", "bias"), [(39, 17, 17), (40, 16, 17), (40, 17, 18)])
 def test_the_hot_call_checks_lengths(isa: str, width: int, rows: int, bias: int):
-    x, shift, out = (np.zeros(n, np.float32) for n in (width, bias, rows))
+    x, shift, out = (
+        np.zeros((1, width), np.float32),
+        np.zeros(bias, np.float32),
+        np.zeros((1, rows), np.float32),
+    )
     with pytest.raises(ValueError, match="expected"):
         opened(isa, 1).linear(x, Matrix(torch.zeros(17, 40)), shift, out)
 
 
 @pytest.mark.compiled
 @pytest.mark.parametrize(
-    "out", [np.zeros(17), np.zeros((17, 2), np.float32)[:, 0], np.zeros((17, 1), np.float32)]
+    "out", [np.zeros((1, 17)), np.zeros((1, 34), np.float32)[:, ::2], np.zeros(17, np.float32)]
 )
 def test_the_hot_call_refuses_arrays_it_would_have_to_copy(isa: str, out: np.ndarray):
     with pytest.raises(TypeError):
-        opened(isa, 1).linear(np.zeros(40, np.float32), Matrix(torch.zeros(17, 40)), None, out)
+        opened(isa, 1).linear(np.zeros((1, 40), np.float32), Matrix(torch.zeros(17, 40)), None, out)

@@ -19,26 +19,27 @@ def step(calls, rng: torch.Generator) -> tuple[dict[str, np.ndarray], list[np.nd
     position, count = np.zeros(1, np.int64), np.zeros(1, np.int64)
     mixed, out = np.empty((heads, 8), np.float32), np.empty(width, np.float32)
     calls.layer_norm(x[None], bias, bias, 1e-5, row)
-    calls.linear(row[0], matrix, bias, out)
+    calls.linear(row, matrix, bias, out[None])
     q = out.reshape(heads, 8)
     calls.rotate(q, np.cos(bias[:4]), np.sin(bias[:4]))
     calls.append_kv(kv, position, q[:3], q[3:])
     calls.attend(q, kv, position, 5, 0.3, mixed)
     calls.rms_norm(mixed.reshape(1, -1), bias, 1e-5, row)
     p1, p2 = QuantisedMatrix.of(normal(rng, 7, width)), QuantisedMatrix.of(normal(rng, neurons, 7))
-    indices, y, z = np.zeros(neurons, np.int32), np.empty(width, np.float32), np.empty(width, np.float32)
+    indices = np.zeros((1, neurons), np.int32)
+    y, z = np.empty((1, width), np.float32), np.empty((1, width), np.float32)
     shift = normal(rng, neurons).numpy()
-    calls.active_set(row[0], p1, p2, shift, 0, indices, count)
-    calls.gathered_mlp(row[0], random_records(rng, neurons, width, torch.float32), indices, count, relu, y)
+    calls.active_set(row, p1, p2, shift, 0, indices, count)
+    calls.gathered_mlp(row, random_records(rng, neurons, width, torch.float32), indices, count, relu, y)
     gated, gates = (
         random_records(rng, neurons, width, torch.bfloat16, gated=True),
-        np.empty(neurons, np.float32),
+        np.empty((1, neurons), np.float32),
     )
-    chosen, n_chosen = np.zeros(neurons, np.int32), np.zeros(1, np.int64)
+    chosen, n_chosen = np.zeros((1, neurons), np.int32), np.zeros(1, np.int64)
     calls.gate_set(y, gated, np.full(neurons, 0.1, np.float32), silu, chosen, n_chosen, gates)
     calls.gathered_mlp(y, gated, chosen, n_chosen, silu, z, gates)
-    calls.dense_mlp(z, gated, silu, out)
-    calls.add(out, z)
+    calls.dense_mlp(z, gated, silu, out[None])
+    calls.add(out, z[0])
     return {"x": x, "position": position}, [y, z, mixed, indices, count, gates]
 
 
@@ -54,7 +55,7 @@ def test_a_run_writes_what_the_calls_write(cpu: Cpu):
 
 
 def test_a_run_reads_its_inputs_anew(cpu: Cpu, rng: torch.Generator):
-    tape, x, out = cpu.tape(), np.ones(30, np.float32), np.empty(5, np.float32)
+    tape, x, out = cpu.tape(), np.ones((1, 30), np.float32), np.empty((1, 5), np.float32)
     matrix = Matrix(normal(rng, 5, 30))
     tape.linear(x, matrix, None, out)
     tape.run()

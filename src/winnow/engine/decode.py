@@ -1,4 +1,4 @@
-"""Decode: one token through the model, computing only the neurons it needs.   (floor 5 · engine)
+"""Decode: one token of each sequence through the model, computing only what it needs.   (floor 5 · engine)
 
     x = embedding of the token
     for each layer:
@@ -8,9 +8,10 @@
         x += mlp(norm(x), active)          one contiguous record per active neuron
     logits = head(norm(x))
 
-`model.py` defines the same act in plain torch. Here every line is one kernel call on buffers made once,
-recorded on a tape when a decoding begins and run once per token. A predictor runs as soon as what it reads is
-known, which may be before the layer's attention or in the layer below (Lookahead). A layer without a
+Up to eight sequences step together: a weight that several need is read once, and each has the bits it would
+have alone. `model.py` defines the same act in plain torch. Here every line is one kernel call on buffers made
+once, recorded on a tape when a decoding begins and run once per step. A predictor runs as soon as what it
+reads is known, which may be before the layer's attention or in the layer below (Lookahead). A layer without a
 predictor computes all its neurons.
 """
 
@@ -29,9 +30,10 @@ from winnow.engine.families import rotary_table
 from winnow.engine.sparsity.predictor import HeadPredictor, Lookahead, Predictor
 from winnow.engine.sparsity.sparse_mlp import WinnowedMlp
 from winnow.engine.weights import HeadLinear, Weights
-from winnow.kernels import Cpu
+from winnow.kernels import MOST_BATCH, Cpu, Listed, Lists
 
-Vector = Float32[np.ndarray, " _"]  # D, or the length that the operand beside it gives
+Rows = Float32[np.ndarray, "B _"]  # D, or the width that the operand beside it gives
+Half = Float32[np.ndarray, " half"]  # E/2
 ROTARY_POSITIONS = 256  # whose angles are computed at once
 
 
@@ -42,7 +44,8 @@ class DecodeCounts:
 
     `seconds` covers a layer whole, attention included, and the predictor of the layer above where that reads
     this layer's input. Bytes are the weights, predictors, keys and values that the steps were asked to read;
-    of a selected neuron that turned out not to fire the kernel reads half.
+    of a selected neuron that turned out not to fire the kernel reads half. `steps` counts tokens: a step of
+    several sequences counts as many.
     """
 
     n_neurons: int
@@ -66,7 +69,7 @@ class DecodeCounts:
 
     @property
     def bytes_per_token(self) -> float:
-        """Mean bytes read per step."""
+        """Mean bytes read per token; sequences that step together share what they read."""
         return (sum(self.n_bytes) + self.head_bytes) / max(self.steps, 1)
 
 
@@ -121,145 +124,172 @@ class Decoder:
                 "The plan leaves heads out, and these weights were not loaded by head; load them with it."
             )
 
-    def start(self, cache: KvCache) -> "Decoding":
-        """Begin to decode after the positions that `cache` holds, or will hold at the first step.
+    def start(self, *caches: KvCache) -> "Decoding":
+        """Begin to decode one sequence per cache, after what it holds, or will hold at the first step.
 
-        Costs some 200 recorded calls, about a millisecond. The cache must not grow before the last step.
+        Costs some 200 recorded calls, about a millisecond. A cache must not grow before the last step.
+        Raises UsageError for no cache and for more than MOST_BATCH.
         """
-        return Decoding(self, cache)
+        if not 1 <= len(caches) <= MOST_BATCH:
+            raise UsageError(
+                f"{len(caches)} sequences were to be decoded together, expected 1 to {MOST_BATCH}."
+            )
+        return Decoding(self, caches)
 
 
 @final
 class Decoding:
-    """One sequence under way, token by token, counting as it goes.
+    """Sequences under way, a token of each at a time, counting as it goes.
 
-    Same bits for any number of threads. Reads all attention and head weights, and of each MLP the predictor
-    and the records of the selected neurons.
+    Same bits for any number of threads and whatever other sequences there are. Reads all attention and head
+    weights, and of each MLP the predictor and the records of the neurons that any sequence selects.
     """
 
-    def __init__(self, decoder: Decoder, cache: KvCache) -> None:
+    def __init__(self, decoder: Decoder, caches: Sequence[KvCache]) -> None:
         """Make the buffers and record a step."""
         self.decoder = decoder
-        self.cache = cache
+        self.caches = caches
         weights, config = decoder.weights, decoder.weights.config
-        n, n_heads = config.n_layers, config.n_kv_heads
+        n, n_heads, batch = config.n_layers, config.n_kv_heads, len(caches)
         self.counts = DecodeCounts(config.n_neurons, n_heads, [0] * n, [0] * n, [0] * n, [0.0] * n)
-        self._buffers = _Buffers(config)
-        self._heads = [(np.arange(n_heads, dtype=np.int32), np.full(1, n_heads)) for _ in range(n)]
+        self._buffers = _Buffers(config, batch)
+        every = np.tile(np.arange(n_heads, dtype=np.int32), (batch, 1))
+        self._heads: list[Lists] = [(every.copy(), np.full(batch, n_heads)) for _ in range(n)]
         self._tape = decoder.cpu.tape()
         pairs = zip(weights.layers, decoder.predictors, strict=True)
-        self._mlps = [WinnowedMlp(layer, predictor, self._tape) for layer, predictor in pairs]
-        self._angles = _Angles(config)
+        self._mlps = [WinnowedMlp(layer, predictor, self._tape, batch) for layer, predictor in pairs]
+        self._angles = [_Angles(config) for _ in caches]
         self._record()
 
-    def step(self, token: int) -> Float32[np.ndarray, " V"]:
-        """Return the logits after `token`, which stands at position ``cache.length``; the cache grows by one.
+    def step(self, *tokens: int) -> Float32[np.ndarray, "B V"]:
+        """Return the logits after one token of each sequence; every cache grows by one.
 
-        The array is fresh. The cache must have room and `token` lie in the vocabulary: callers check.
+        A sequence's token stands at position ``cache.length``. The array is fresh. Each cache must have room
+        and each token lie in the vocabulary: callers check.
         """
-        buffers, position = self._buffers, self.cache.length
-        self._embed(token, position)
-        self._angles.write(position, buffers.cos, buffers.sin)
-        buffers.position[0] = position
+        buffers, positions = self._buffers, [cache.length for cache in self.caches]
+        self._embed(tokens, positions)
+        for row, (position, angles) in enumerate(zip(positions, self._angles, strict=True)):
+            angles.write(position, buffers.cos[row], buffers.sin[row])
+        buffers.positions[:] = positions
         self._tape.run()
-        self.cache.length += 1
-        self._count(position)
+        for cache in self.caches:
+            cache.length += 1
+        self._count(positions)
         return buffers.logits.copy()
 
-    def _embed(self, token: int, position: int) -> None:
+    def _embed(self, tokens: Sequence[int], positions: Sequence[int]) -> None:
         weights, buffers = self.decoder.weights, self._buffers
-        buffers.embedded[:] = weights.embed.rows(torch.tensor([token]))[0].numpy()
+        buffers.embedded[:] = weights.embed.rows(torch.tensor(list(tokens))).numpy()
         if weights.positions is not None:
-            buffers.placed[:] = weights.positions[position].float().numpy()
+            buffers.placed[:] = weights.positions[list(positions)].float().numpy()
 
     def _record(self) -> None:
-        """Record the act: from the token's embedding to the logits."""
+        """Record the act: from the tokens' embeddings to the logits."""
         weights, buffers, tape = self.decoder.weights, self._buffers, self._tape
         x, normed = buffers.x, buffers.normed
         if weights.project_in is not None:
             weights.project_in.apply(tape, buffers.embedded, x)
         if weights.positions is not None:
-            tape.add(buffers.placed, x)
+            self._add(buffers.placed)
         for index, layer in enumerate(weights.layers):
             tape.clock(buffers.times[index])
             if weights.config.is_pre_norm:
-                layer.attention_norm.apply(tape, x[None], normed[None])
+                layer.attention_norm.apply(tape, x, normed)
                 self._select(self.decoder.schedule.at_attention[index], normed)
-                tape.add(self._attention(index, normed), x)
-                layer.mlp_norm.apply(tape, x[None], normed[None])
-                tape.add(self._mlp(index, normed), x)
+                self._add(self._attention(index, normed))
+                layer.mlp_norm.apply(tape, x, normed)
+                self._add(self._mlp(index, normed))
             else:  # OPT-350m norms after the sum
                 self._select(self.decoder.schedule.at_attention[index], x)
-                tape.add(self._attention(index, x), x)
-                layer.attention_norm.apply(tape, x[None], x[None])
-                tape.add(self._mlp(index, x), x)
-                layer.mlp_norm.apply(tape, x[None], x[None])
+                self._add(self._attention(index, x))
+                layer.attention_norm.apply(tape, x, x)
+                self._add(self._mlp(index, x))
+                layer.mlp_norm.apply(tape, x, x)
         tape.clock(buffers.times[-1])
         if weights.final_norm is not None:
-            weights.final_norm.apply(tape, x[None], x[None])
+            weights.final_norm.apply(tape, x, x)
         if weights.project_out is not None:
             weights.project_out.apply(tape, x, buffers.projected)
         weights.head.apply(tape, x if weights.project_out is None else buffers.projected, buffers.logits)
 
-    def _attention(self, index: int, x: Vector) -> Vector:
+    def _add(self, rows: Rows) -> None:
+        """Record that `rows` are added to the residual stream."""
+        self._tape.add(rows.reshape(-1), self._buffers.x.reshape(-1))
+
+    def _attention(self, index: int, x: Rows) -> Rows:
         """Record attention over all positions up to this one, its key and value stored first."""
-        layer, block, buffers, tape = (
-            self.decoder.weights.layers[index],
-            self.cache.blocks[index],
-            self._buffers,
-            self._tape,
-        )
+        layer, buffers, tape = self.decoder.weights.layers[index], self._buffers, self._tape
         predictor, listed = self.decoder.heads[index], self._heads[index]
         if predictor is None:
-            layer.qkv.apply(tape, x, buffers.qkv)
+            heads = buffers.together
+            layer.qkv.apply(tape, x, heads.qkv)
         else:
+            heads = buffers.apart
             predictor.apply(tape, x, *listed)
-            layer.qkv.apply_by_head(tape, x, listed, buffers.q.reshape(-1), buffers.kv)
-        for norm, heads in ((layer.q_norm, buffers.q), (layer.k_norm, buffers.k)):
-            if norm is not None:
-                norm.apply(tape, heads, heads)
-        if self.decoder.weights.config.rope is not None:
-            tape.rotate(buffers.q, buffers.cos, buffers.sin)
-            tape.rotate(buffers.k, buffers.cos, buffers.sin)
-        tape.append_kv(block, buffers.position, buffers.k, buffers.v)
-        scale, heads = block.head_width**-0.5, None if predictor is None else listed
-        tape.attend(buffers.q, block, buffers.position, layer.window or 0, scale, buffers.mixed, heads)
+            layer.qkv.apply_by_head(tape, x, listed, heads.qkv, heads.kv)
+        for row in range(len(self.caches)):
+            chosen = None if predictor is None else (listed[0][row], listed[1][row : row + 1])
+            self._attend(index, row, heads, chosen)
+        mixed = buffers.mixed.reshape(len(self.caches), -1)
         if isinstance(layer.out, HeadLinear):
-            layer.out.apply(tape, buffers.mixed.reshape(-1), listed, buffers.attended)
+            layer.out.apply(tape, mixed, listed, buffers.attended)
         else:
-            layer.out.apply(tape, buffers.mixed.reshape(-1), buffers.attended)
+            layer.out.apply(tape, mixed, buffers.attended)
         return buffers.attended
 
-    def _select(self, layers: Sequence[int], view: Vector) -> None:
+    def _attend(self, index: int, row: int, heads: "_Heads", chosen: Listed | None) -> None:
+        """Record the attention of one sequence, with the listed kv heads where there is a list."""
+        layer, block = self.decoder.weights.layers[index], self.caches[row].blocks[index]
+        buffers, tape, position = self._buffers, self._tape, self._buffers.positions[row : row + 1]
+        q, k, v = heads.q[row], heads.k[row], heads.v[row]
+        for norm, part in ((layer.q_norm, q), (layer.k_norm, k)):
+            if norm is not None:
+                norm.apply(tape, part, part)
+        if self.decoder.weights.config.rope is not None:
+            tape.rotate(q, buffers.cos[row], buffers.sin[row])
+            tape.rotate(k, buffers.cos[row], buffers.sin[row])
+        tape.append_kv(block, position, k, v)
+        scale = block.head_width**-0.5
+        tape.attend(q, block, position, layer.window or 0, scale, buffers.mixed[row], chosen)
+
+    def _select(self, layers: Sequence[int], view: Rows) -> None:
         """Record the predictors of `layers`, which read `view` and list the neurons to compute."""
         for index in layers:
             self._mlps[index].select(view)
 
-    def _mlp(self, index: int, x: Vector) -> Vector:
+    def _mlp(self, index: int, x: Rows) -> Rows:
         """Record the contribution of the neurons that the predictor selects; of all where there is none."""
         self._select(self.decoder.schedule.at_mlp[index], x)
         self._mlps[index].apply(x, self._buffers.mlp)
         return self._buffers.mlp
 
-    def _count(self, position: int) -> None:
-        """Add what the step that stood at `position` has read and waited for."""
+    def _count(self, positions: Sequence[int]) -> None:
+        """Add what the step whose tokens stood at `positions` has read and waited for."""
         weights, counts = self.decoder.weights, self.counts
         times = self._buffers.times[:, 0].tolist()
-        for index, (layer, mlp, block) in enumerate(
-            zip(weights.layers, self._mlps, self.cache.blocks, strict=True)
-        ):
-            n_heads, predictor = int(self._heads[index][1][0]), self.decoder.heads[index]
-            seen = min(position + 1, layer.window or position + 1)
-            cached_bytes = 2 * seen * n_heads * block.head_width * block.dtype.itemsize
-            q_bytes = layer.qkv.n_bytes * self._buffers.q.size // self._buffers.qkv.size
-            of_heads = (q_bytes + layer.out.n_bytes) * n_heads // block.n_kv_heads
-            counts.heads[index] += n_heads
+        n_q, n_kv, _ = weights.config.qkv_rows
+        for index, (layer, mlp) in enumerate(zip(weights.layers, self._mlps, strict=True)):
+            listed, predictor = self._heads[index], self.decoder.heads[index]
+            cached_bytes = 0
+            for cache, n_heads, position in zip(self.caches, listed[1].tolist(), positions, strict=True):
+                block, seen = cache.blocks[index], min(position + 1, layer.window or position + 1)
+                cached_bytes += 2 * seen * n_heads * block.head_width * block.dtype.itemsize
+            q_bytes = layer.qkv.n_bytes * n_q // (n_q + 2 * n_kv)
+            of_heads = (q_bytes + layer.out.n_bytes) * _n_listed(listed) // weights.config.n_kv_heads
+            counts.heads[index] += int(listed[1].sum())
             counts.active[index] += mlp.n_active
             counts.n_bytes[index] += of_heads + layer.qkv.n_bytes - q_bytes + cached_bytes + mlp.n_bytes
             counts.n_bytes[index] += 0 if predictor is None else predictor.n_bytes
             counts.seconds[index] += times[index + 1] - times[index]
         counts.head_bytes += weights.head.n_bytes
-        counts.steps += 1
+        counts.steps += len(self.caches)
+
+
+def _n_listed(lists: Lists) -> int:
+    """Return how many different things the rows list."""
+    rows = [row[:n] for row, n in zip(*lists, strict=True)]
+    return len(rows[0]) if len(rows) == 1 else len(np.unique(np.concatenate(rows)))
 
 
 class _Angles:
@@ -270,7 +300,7 @@ class _Angles:
         self._start = -1
         self._table: tuple[np.ndarray, np.ndarray] | None = None
 
-    def write(self, position: int, cos: Vector, sin: Vector) -> None:
+    def write(self, position: int, cos: Half, sin: Half) -> None:
         """Write the angles of `position`; nothing where the model has none."""
         if self._config.rope is None:
             return
@@ -281,27 +311,35 @@ class _Angles:
         cos[:], sin[:] = self._table[0][position - start], self._table[1][position - start]
 
 
+class _Heads:
+    """Queries, keys and values of each sequence, in the array or the two arrays that products write."""
+
+    def __init__(self, config: ModelConfig, batch: int, is_together: bool) -> None:
+        n_q, n_kv, _ = config.qkv_rows
+        self.qkv = np.empty((batch, n_q + 2 * n_kv if is_together else n_q), np.float32)
+        self.kv = self.qkv[:, n_q:] if is_together else np.empty((batch, 2 * n_kv), np.float32)
+        self.q = self.qkv[:, :n_q].reshape(batch, config.n_heads, config.head_width)
+        self.k = self.kv[:, :n_kv].reshape(batch, config.n_kv_heads, config.head_width)
+        self.v = self.kv[:, n_kv:].reshape(batch, config.n_kv_heads, config.head_width)
+
+
 class _Buffers:
     """Working arrays of one decode step, allocated once."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        n_q, n_kv, _ = config.qkv_rows
-        self.position = np.zeros(1, np.int64)
+    def __init__(self, config: ModelConfig, batch: int) -> None:
+        self.positions = np.zeros(batch, np.int64)
         self.times = np.zeros((config.n_layers + 1, 1))
-        self.x = np.empty(config.width, np.float32)
+        self.x = np.empty((batch, config.width), np.float32)
         is_projected = config.embed_width != config.width
-        self.embedded = np.empty(config.embed_width, np.float32) if is_projected else self.x
-        self.placed = np.empty(config.width, np.float32)
-        self.cos = np.empty(config.head_width // 2, np.float32)
-        self.sin = np.empty(config.head_width // 2, np.float32)
-        self.normed = np.empty(config.width, np.float32)
-        self.qkv = np.empty(n_q + 2 * n_kv, np.float32)
-        self.q = self.qkv[:n_q].reshape(config.n_heads, config.head_width)  # views of qkv
-        self.k = self.qkv[n_q : n_q + n_kv].reshape(config.n_kv_heads, config.head_width)
-        self.v = self.qkv[n_q + n_kv :].reshape(config.n_kv_heads, config.head_width)
-        self.kv = self.qkv[n_q:]
-        self.mixed = np.empty((config.n_heads, config.head_width), np.float32)
-        self.attended = np.empty(config.width, np.float32)
-        self.mlp = np.empty(config.width, np.float32)
-        self.projected = np.empty(config.embed_width, np.float32)
-        self.logits = np.empty(config.vocab_size, np.float32)
+        self.embedded = np.empty((batch, config.embed_width), np.float32) if is_projected else self.x
+        self.placed = np.empty((batch, config.width), np.float32)
+        self.cos = np.empty((batch, config.head_width // 2), np.float32)
+        self.sin = np.empty((batch, config.head_width // 2), np.float32)
+        self.normed = np.empty((batch, config.width), np.float32)
+        self.together = _Heads(config, batch, is_together=True)
+        self.apart = _Heads(config, batch, is_together=False)
+        self.mixed = np.empty((batch, config.n_heads, config.head_width), np.float32)
+        self.attended = np.empty((batch, config.width), np.float32)
+        self.mlp = np.empty((batch, config.width), np.float32)
+        self.projected = np.empty((batch, config.embed_width), np.float32)
+        self.logits = np.empty((batch, config.vocab_size), np.float32)

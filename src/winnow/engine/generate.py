@@ -254,7 +254,7 @@ class Engine:
         for step in range(options.max_tokens):
             if step:
                 before_s = time.perf_counter()
-                logits = decoding.step(history[-1])
+                logits = decoding.step(history[-1])[0]
                 decode_s += time.perf_counter() - before_s
             else:
                 first_s = time.perf_counter() - started_s

@@ -1,8 +1,8 @@
 """Weights: a model's tensors as the kernels read them, and the maps they stand for.   (floor 5 · engine)
 
 Each map has two readings: called with a tensor of rows it is the definition in plain torch, and `apply`
-hands the same memory to the kernels, from numpy array to numpy array. Activations are float32 between
-maps. torch rounds the input and the result of a bfloat16 product to bfloat16; the kernels round neither.
+hands the same memory to the kernels, a batch of rows from numpy array to numpy array. Activations are float32
+between maps. torch rounds input and result of a bfloat16 product to bfloat16; the kernels round neither.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from winnow.engine.config import ModelConfig
-from winnow.kernels import Activation, AnyMatrix, Calls, Listed, NeuronRecords
+from winnow.kernels import Activation, AnyMatrix, Calls, Lists, NeuronRecords
 
 
 @final
@@ -37,20 +37,20 @@ class Linear:
         y = product(x, self.matrix.weight)
         return y if self.bias is None else y + self.bias
 
-    def apply(self, calls: Calls, x: Float32[np.ndarray, " D"], out: Float32[np.ndarray, " M"]) -> None:
-        """Write the product for one row into `out`."""
+    def apply(self, calls: Calls, x: Float32[np.ndarray, "B D"], out: Float32[np.ndarray, "B M"]) -> None:
+        """Write the products for a batch of rows into `out`."""
         calls.linear(x, self.matrix, self._bias, out)
 
     def apply_by_head(
         self,
         calls: Calls,
-        x: Float32[np.ndarray, " D"],
-        heads: Listed,
-        out: Float32[np.ndarray, " M_heads"],
-        rest: Float32[np.ndarray, " M_rest"],
+        x: Float32[np.ndarray, "B D"],
+        heads: Lists,
+        out: Float32[np.ndarray, "B M_heads"],
+        rest: Float32[np.ndarray, "B M_rest"],
     ) -> None:
-        """Write the first rows, those of the listed heads only, into `out` and all others into `rest`."""
-        n, bias = len(out), self._bias
+        """Write the first outputs, those of the listed heads only, into `out` and all others into `rest`."""
+        n, bias = out.shape[1], self._bias
         calls.gathered_rows(x, self.matrix.part(0, n), None if bias is None else bias[:n], *heads, out)
         others = self.matrix.part(n, self.matrix.shape[0])
         calls.linear(x, others, None if bias is None else bias[n:], rest)
@@ -82,9 +82,9 @@ class HeadLinear:
         return y if self.bias is None else y + self.bias
 
     def apply(
-        self, calls: Calls, a: Float32[np.ndarray, " M"], heads: Listed, out: Float32[np.ndarray, " D"]
+        self, calls: Calls, a: Float32[np.ndarray, "B M"], heads: Lists, out: Float32[np.ndarray, "B D"]
     ) -> None:
-        """Write the product for one row, over the inputs of the listed heads, into `out`."""
+        """Write the products for a batch of rows, each over the inputs of its listed heads, into `out`."""
         calls.gathered_columns(a, self.matrix, self._bias, *heads, out)
 
     @cached_property

@@ -12,17 +12,15 @@ linear/ gathered_linear/   matrix times vector; some heads' blocks of a matrix
 add/ norm/          onto the residual stream; layer norm, RMS norm
 rotary/             rotary positions
 decode_attention/   one query per head against the cache
-active_set/         which neurons will fire
-gate_set/           which neurons of a gated MLP matter
+active_set/ gate_set/   which neurons will fire; which of a gated MLP matter
 gathered_mlp/       the MLP over the neurons that fire
-portable.py         ReferenceCpu: everything by its definition
-compiled.py         NativeCpu: everything compiled
+portable.py compiled.py   everything by its definition; everything compiled
 choice.py           open_cpu: which of them this machine gets
 """
 
 from winnow.kernels.active_set import active_set
 from winnow.kernels.choice import isa_levels, open_cpu, read_bandwidth
-from winnow.kernels.cpu import Calls, Cell, Cpu, Listed, Tape
+from winnow.kernels.cpu import MOST_BATCH, Calls, Cells, Cpu, Listed, Lists, Tape
 from winnow.kernels.decode_attention import attend
 from winnow.kernels.gate_set import gate_set
 from winnow.kernels.gathered_mlp import dense_mlp, gathered_mlp
@@ -32,14 +30,16 @@ from winnow.kernels.operands import Activation, KvBlock, int4, relu, silu
 from winnow.kernels.records import NeuronRecords
 
 __all__ = [
+    "MOST_BATCH",
     "Activation",
     "AnyMatrix",
     "Calls",
-    "Cell",
+    "Cells",
     "Cpu",
     "Int4Matrix",
     "KvBlock",
     "Listed",
+    "Lists",
     "Matrix",
     "NeuronRecords",
     "QuantisedMatrix",

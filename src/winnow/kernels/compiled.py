@@ -12,7 +12,7 @@ from jaxtyping import Float32, Float64, Int32, UInt16
 
 from winnow.base.errors import UsageError
 from winnow.kernels import native
-from winnow.kernels.cpu import Cell, Listed
+from winnow.kernels.cpu import Cell, Cells, Listed
 from winnow.kernels.matrices import AnyMatrix
 from winnow.kernels.operands import Activation, KvBlock
 from winnow.kernels.records import NeuronRecords
@@ -78,21 +78,21 @@ class _NativeCalls:
         self._keep(q, kv, position, out, heads)
 
     def gathered_rows(
-        self, x: Array, matrix: AnyMatrix, bias: Array | None, blocks: List, count: Cell, out: Array
+        self, x: Array, matrix: AnyMatrix, bias: Array | None, blocks: List, count: Cells, out: Array
     ) -> None:
         """Write ``weight @ x + bias`` in the rows of the first `count` listed blocks."""
         self._native.gathered_rows(x, matrix.handle, bias, blocks, count, out)
         self._keep(x, matrix, bias, blocks, count, out)
 
     def gathered_columns(
-        self, a: Array, matrix: AnyMatrix, bias: Array | None, blocks: List, count: Cell, out: Array
+        self, a: Array, matrix: AnyMatrix, bias: Array | None, blocks: List, count: Cells, out: Array
     ) -> None:
         """Write the sum of ``a[i] * weight[i]`` over the rows i of those blocks, plus `bias`."""
         self._native.gathered_columns(a, matrix.handle, bias, blocks, count, out)
         self._keep(a, matrix, bias, blocks, count, out)
 
     def active_set(
-        self, x: Array, p1: AnyMatrix, p2: AnyMatrix, bias: Array, cap: int, indices: List, count: Cell
+        self, x: Array, p1: AnyMatrix, p2: AnyMatrix, bias: Array, cap: int, indices: List, count: Cells
     ) -> None:
         """Write the neurons whose predicted pre-activation is above 0, ascending, and how many."""
         self._native.active_set(x, p1.handle, p2.handle, bias, cap, indices, count)
@@ -105,7 +105,7 @@ class _NativeCalls:
         thresholds: Array,
         activation: Activation,
         indices: List,
-        count: Cell,
+        count: Cells,
         gates: Array,
     ) -> None:
         """Write all activated gates and the neurons above their thresholds, ascending, and how many."""
@@ -117,7 +117,7 @@ class _NativeCalls:
         x: Array,
         records: NeuronRecords,
         indices: List,
-        count: Cell,
+        count: Cells,
         activation: Activation,
         out: Array,
         gates: Array | None = None,

@@ -5,6 +5,10 @@ arrays (a torch tensor's `.numpy()` is a view, made once) and write into arrays 
 from step to step stands in cells, arrays of one element, so that a step recorded on a Tape can be run again
 and again: one crossing from Python instead of one per kernel. Lengths, positions and index ranges are checked
 (ValueError; TypeError for another dtype or layout), so that no call reads or writes outside an array.
+
+A batch [B, D] of at most MOST_BATCH rows reads the weights once; each row's bits are those it has alone.
+Lists have a row for each row of the batch, and ascend where there are several.
+
 The functions of the kernel folders take tensors and explain what is wrong.
 """
 
@@ -17,8 +21,11 @@ from winnow.kernels.matrices import AnyMatrix
 from winnow.kernels.operands import Activation, KvBlock
 from winnow.kernels.records import NeuronRecords
 
+MOST_BATCH = 8
 Cell = Int64[np.ndarray, "1"]
+Cells = Int64[np.ndarray, " B"]
 Listed = tuple[Int32[np.ndarray, " _"], Cell]  # room for a list, and how many of it count
+Lists = tuple[Int32[np.ndarray, "B _"], Cells]  # a row of room for each row of a batch
 
 
 @runtime_checkable
@@ -27,12 +34,12 @@ class Calls(Protocol):
 
     def linear(
         self,
-        x: Float32[np.ndarray, " D"],
+        x: Float32[np.ndarray, "B D"],
         matrix: AnyMatrix,
         bias: Float32[np.ndarray, " M"] | None,
-        out: Float32[np.ndarray, " M"],
+        out: Float32[np.ndarray, "B M"],
     ) -> None:
-        """Write ``weight @ x + bias``; reads ``M * D * itemsize`` bytes of weight."""
+        """Write ``weight @ x + bias`` for every row of x; reads ``M * D * itemsize`` bytes of weight."""
         ...
 
     def add(self, x: Float32[np.ndarray, " D"], out: Float32[np.ndarray, " D"]) -> None:
@@ -94,50 +101,50 @@ class Calls(Protocol):
 
     def gathered_rows(
         self,
-        x: Float32[np.ndarray, " D"],
+        x: Float32[np.ndarray, "B D"],
         matrix: AnyMatrix,
         bias: Float32[np.ndarray, " M"] | None,
-        blocks: Int32[np.ndarray, " K"],
-        count: Cell,
-        out: Float32[np.ndarray, " M"],
+        blocks: Int32[np.ndarray, "B K"],
+        count: Cells,
+        out: Float32[np.ndarray, "B M"],
     ) -> None:
-        """Write ``weight @ x + bias`` in the rows of the first `count` listed blocks, K blocks in all."""
+        """Write ``weight @ x + bias`` in the rows of a row's first `count` listed blocks, K blocks in all."""
         ...
 
     def gathered_columns(
         self,
-        a: Float32[np.ndarray, " M"],
+        a: Float32[np.ndarray, "B M"],
         matrix: AnyMatrix,
         bias: Float32[np.ndarray, " D"] | None,
-        blocks: Int32[np.ndarray, " K"],
-        count: Cell,
-        out: Float32[np.ndarray, " D"],
+        blocks: Int32[np.ndarray, "B K"],
+        count: Cells,
+        out: Float32[np.ndarray, "B D"],
     ) -> None:
         """Write the sum of ``a[i] * weight[i]`` over the rows i of those blocks, plus `bias`."""
         ...
 
     def active_set(
         self,
-        x: Float32[np.ndarray, " D"],
+        x: Float32[np.ndarray, "B D"],
         p1: AnyMatrix,
         p2: AnyMatrix,
         bias: Float32[np.ndarray, " F"],
         cap: int,
-        indices: Int32[np.ndarray, " F"],
-        count: Cell,
+        indices: Int32[np.ndarray, "B F"],
+        count: Cells,
     ) -> None:
         """Write the neurons whose predicted pre-activation is above 0, ascending, and how many."""
         ...
 
     def gate_set(
         self,
-        x: Float32[np.ndarray, " D"],
+        x: Float32[np.ndarray, "B D"],
         records: NeuronRecords,
         thresholds: Float32[np.ndarray, " F"],
         activation: Activation,
-        indices: Int32[np.ndarray, " F"],
-        count: Cell,
-        gates: Float32[np.ndarray, " F"],
+        indices: Int32[np.ndarray, "B F"],
+        count: Cells,
+        gates: Float32[np.ndarray, "B F"],
     ) -> None:
         """Write all activated gates and the neurons above their thresholds, ascending, and how many.
 
@@ -147,15 +154,15 @@ class Calls(Protocol):
 
     def gathered_mlp(
         self,
-        x: Float32[np.ndarray, " D"],
+        x: Float32[np.ndarray, "B D"],
         records: NeuronRecords,
-        indices: Int32[np.ndarray, " room"],
-        count: Cell,
+        indices: Int32[np.ndarray, "B room"],
+        count: Cells,
         activation: Activation,
-        out: Float32[np.ndarray, " D"],
-        gates: Float32[np.ndarray, " F"] | None = None,
+        out: Float32[np.ndarray, "B D"],
+        gates: Float32[np.ndarray, "B F"] | None = None,
     ) -> None:
-        """Write the MLP's output over the first `count` of the listed neurons only.
+        """Write the MLP's output over a row's first `count` listed neurons only, each read once.
 
         With `gates`, the activated gates of all neurons by `gate_set`, gate rows are not read; gated records
         only, the same bits.
@@ -164,10 +171,10 @@ class Calls(Protocol):
 
     def dense_mlp(
         self,
-        x: Float32[np.ndarray, " D"],
+        x: Float32[np.ndarray, "B D"],
         records: NeuronRecords,
         activation: Activation,
-        out: Float32[np.ndarray, " D"],
+        out: Float32[np.ndarray, "B D"],
     ) -> None:
         """Write the MLP's output over all neurons, reading every byte, in `gathered_mlp`'s order."""
         ...

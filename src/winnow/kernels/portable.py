@@ -13,7 +13,7 @@ from jaxtyping import Float32, Float64, Int32, UInt16
 
 from winnow.kernels.active_set.reference import active_set_reference
 from winnow.kernels.add.reference import add_reference
-from winnow.kernels.cpu import Cell, Listed
+from winnow.kernels.cpu import Cell, Cells, Listed
 from winnow.kernels.decode_attention.reference import attend_reference
 from winnow.kernels.gate_set.reference import gate_set_reference
 from winnow.kernels.gathered_linear.reference import (
@@ -44,7 +44,12 @@ class _ReferenceCalls:
     def linear(self, x: Array, matrix: AnyMatrix, bias: Array | None, out: Array) -> None:
         """Write ``weight @ x + bias``."""
         shift = None if bias is None else torch.from_numpy(bias)
-        self._take(lambda: _write(out, linear_reference(torch.from_numpy(x), matrix.weight, shift)))
+
+        def multiply() -> None:
+            for one, y in zip(x, out, strict=True):
+                _write(y, linear_reference(torch.from_numpy(one), matrix.weight, shift))
+
+        self._take(multiply)
 
     def add(self, x: Array, out: Array) -> None:
         """Add `x` to `out`."""
@@ -102,41 +107,44 @@ class _ReferenceCalls:
         self._take(mix)
 
     def gathered_rows(
-        self, x: Array, matrix: AnyMatrix, bias: Array | None, blocks: List, count: Cell, out: Array
+        self, x: Array, matrix: AnyMatrix, bias: Array | None, blocks: List, count: Cells, out: Array
     ) -> None:
         """Write ``weight @ x + bias`` in the rows of the first `count` listed blocks."""
 
         def compute() -> None:
-            listed = _listed(blocks, count)
-            y = gathered_rows_reference(torch.from_numpy(x), matrix.weight, listed, len(blocks)).numpy()
-            y = y if bias is None else y + bias
-            kept = np.isin(np.arange(len(y)) // (len(y) // len(blocks)), blocks[: int(count[0])])
-            out[kept] = y[kept]
+            for one, listed, n, y in zip(x, blocks, count, out, strict=True):
+                chosen = torch.from_numpy(listed[:n])
+                result = gathered_rows_reference(torch.from_numpy(one), matrix.weight, chosen, len(listed))
+                kept = np.isin(np.arange(len(y)) // (len(y) // len(listed)), listed[:n])
+                y[kept] = (result.numpy() if bias is None else result.numpy() + bias)[kept]
 
         self._take(compute)
 
     def gathered_columns(
-        self, a: Array, matrix: AnyMatrix, bias: Array | None, blocks: List, count: Cell, out: Array
+        self, a: Array, matrix: AnyMatrix, bias: Array | None, blocks: List, count: Cells, out: Array
     ) -> None:
         """Write the sum of ``a[i] * weight[i]`` over the rows i of those blocks, plus `bias`."""
 
         def compute() -> None:
-            listed = _listed(blocks, count)
-            y = gathered_columns_reference(torch.from_numpy(a), matrix.weight, listed, len(blocks))
-            _write(out, y if bias is None else y + torch.from_numpy(bias))
+            for one, listed, n, y in zip(a, blocks, count, out, strict=True):
+                chosen = torch.from_numpy(listed[:n])
+                result = gathered_columns_reference(torch.from_numpy(one), matrix.weight, chosen, len(listed))
+                _write(y, result if bias is None else result + torch.from_numpy(bias))
 
         self._take(compute)
 
     def active_set(
-        self, x: Array, p1: AnyMatrix, p2: AnyMatrix, bias: Array, cap: int, indices: List, count: Cell
+        self, x: Array, p1: AnyMatrix, p2: AnyMatrix, bias: Array, cap: int, indices: List, count: Cells
     ) -> None:
         """Write the neurons whose predicted pre-activation is above 0, ascending, and how many."""
         shift = torch.from_numpy(bias)
-        self._take(
-            lambda: _list(
-                indices, count, active_set_reference(torch.from_numpy(x), p1.weight, p2.weight, shift, cap)
-            )
-        )
+
+        def select() -> None:
+            for b, one in enumerate(x):
+                chosen = active_set_reference(torch.from_numpy(one), p1.weight, p2.weight, shift, cap)
+                _list(indices[b], count[b:], chosen)
+
+        self._take(select)
 
     def gate_set(
         self,
@@ -145,7 +153,7 @@ class _ReferenceCalls:
         thresholds: Array,
         activation: Activation,
         indices: List,
-        count: Cell,
+        count: Cells,
         gates: Array,
     ) -> None:
         """Write all activated gates and the neurons above their thresholds, ascending, and how many."""
@@ -154,9 +162,10 @@ class _ReferenceCalls:
 
         def select() -> None:
             shift = torch.from_numpy(thresholds)
-            chosen, values = gate_set_reference(torch.from_numpy(x), records, shift, activation)
-            _list(indices, count, chosen)
-            _write(gates, values)
+            for b, one in enumerate(x):
+                chosen, values = gate_set_reference(torch.from_numpy(one), records, shift, activation)
+                _list(indices[b], count[b:], chosen)
+                _write(gates[b], values)
 
         self._take(select)
 
@@ -165,7 +174,7 @@ class _ReferenceCalls:
         x: Array,
         records: NeuronRecords,
         indices: List,
-        count: Cell,
+        count: Cells,
         activation: Activation,
         out: Array,
         gates: Array | None = None,
@@ -173,17 +182,24 @@ class _ReferenceCalls:
         """Write the MLP's output over the first `count` of the listed neurons only."""
         if gates is not None and not records.is_gated:
             raise ValueError("the records are ungated, expected gated ones.")
-        known = None if gates is None else torch.from_numpy(gates)
 
         def compute() -> None:
-            chosen = torch.from_numpy(indices[: int(count[0])])
-            _write(out, gathered_mlp_reference(torch.from_numpy(x), records, chosen, activation, known))
+            for b, one in enumerate(x):
+                chosen = torch.from_numpy(indices[b, : int(count[b])])
+                known = None if gates is None else torch.from_numpy(gates[b])
+                result = gathered_mlp_reference(torch.from_numpy(one), records, chosen, activation, known)
+                _write(out[b], result)
 
         self._take(compute)
 
     def dense_mlp(self, x: Array, records: NeuronRecords, activation: Activation, out: Array) -> None:
         """Write the MLP's output over all neurons."""
-        self._take(lambda: _write(out, dense_mlp_reference(torch.from_numpy(x), records, activation)))
+
+        def compute() -> None:
+            for one, y in zip(x, out, strict=True):
+                _write(y, dense_mlp_reference(torch.from_numpy(one), records, activation))
+
+        self._take(compute)
 
     def unpack(self, matrix: AnyMatrix, first: int, out: Array | Bits) -> None:
         """Fill `out` with rows of weight from `first` on: float32, or the bits of bfloat16."""
@@ -254,11 +270,7 @@ def _position(kv: KvBlock, position: Cell) -> int:
     return at
 
 
-def _listed(blocks: List, count: Cell) -> torch.Tensor:
-    return torch.from_numpy(blocks[: int(count[0])])
-
-
-def _list(indices: List, count: Cell, chosen: torch.Tensor) -> None:
+def _list(indices: List, count: Cells, chosen: torch.Tensor) -> None:
     indices[: len(chosen)] = chosen.numpy()
     count[0] = len(chosen)
 

@@ -84,7 +84,7 @@ class WinnowRunner:
         tokens = [int(logits[: self.vocab_size].argmax())]
         first_s = time.perf_counter()
         for _ in range(n_tokens - 1):
-            logits = decoding.step(tokens[-1])
+            logits = decoding.step(tokens[-1])[0]
             tokens.append(int(logits[: self.vocab_size].argmax()))
         ended_s = time.perf_counter()
         return Turn(

@@ -94,8 +94,8 @@ class WinnowedModule(nn.Module):
         read = own if self.predictor is None else self.predictor.lookahead.view(inputs)
         out = np.empty(own.shape, np.float32)
         for x, view, y in zip(own.numpy(), read.numpy(), out, strict=True):
-            self.rows.select(view)
-            self.rows.apply(x, y)
+            self.rows.select(view[None])
+            self.rows.apply(x[None], y[None])
         return torch.from_numpy(out)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from winnow.base.errors import UsageError
 from winnow.engine.model import MlpInputs
 from winnow.engine.weights import MlpWeights, product
-from winnow.kernels import Calls, Cell, Matrix, NeuronRecords, QuantisedMatrix
+from winnow.kernels import Calls, Cells, Matrix, NeuronRecords, QuantisedMatrix
 
 
 class Lookahead(StrEnum):
@@ -82,9 +82,9 @@ class LowRankPredictor:
         return self.scores(self.lookahead.view(inputs)) > 0
 
     def apply(
-        self, calls: Calls, view: Float32[np.ndarray, " D"], indices: Int32[np.ndarray, " F"], count: Cell
+        self, calls: Calls, view: Float32[np.ndarray, "B D"], indices: Int32[np.ndarray, "B F"], count: Cells
     ) -> None:
-        """Write the neurons selected for one row of the view into `indices`, ascending, and how many."""
+        """Write the neurons selected for rows of the view into `indices`, ascending, and how many."""
         calls.active_set(view, self.down, self.up, self._bias, 0, indices, count)
 
     @cached_property
@@ -132,12 +132,12 @@ class GatePredictor:
         self,
         calls: Calls,
         layer: MlpWeights,
-        x: Float32[np.ndarray, " D"],
-        indices: Int32[np.ndarray, " F"],
-        count: Cell,
-        gates: Float32[np.ndarray, " F"],
+        x: Float32[np.ndarray, "B D"],
+        indices: Int32[np.ndarray, "B F"],
+        count: Cells,
+        gates: Float32[np.ndarray, "B F"],
     ) -> None:
-        """Write the selected neurons of one row into `indices`, ascending, how many, and all gates."""
+        """Write the selected neurons of each row into `indices`, ascending, how many, and all gates."""
         calls.gate_set(x, layer.mlp, self._thresholds, layer.activation, indices, count, gates)
 
     @cached_property

@@ -1,7 +1,7 @@
 """Sparse MLP: what winnowing means, and its computation by the kernels.   (floor 5 · engine)
 
 SparseMlp     the definition, for any number of rows, in plain torch; it counts what it selects
-WinnowedMlp   one layer of it by the kernels, one row at a time
+WinnowedMlp   one layer of it by the kernels, a few rows at a time
 """
 
 from collections.abc import Sequence
@@ -81,37 +81,44 @@ def _shares(counts: Float64[Tensor, " 6"]) -> LayerCounts:
 
 @final
 class WinnowedMlp:
-    """One layer's MLP for one row: `select` lists the neurons, `apply` computes them.
+    """One layer's MLP for a batch of rows: `select` lists each row's neurons, `apply` computes them.
 
     `select` wants the view that the predictor reads, as early as it is known, and may be left out where
-    there is no predictor: then all neurons are computed. Same bits for any number of threads.
+    there is no predictor: then all neurons are computed. A row has the same bits for any number of threads
+    and whatever stands beside it; a neuron that several rows select is read once.
     """
 
-    def __init__(self, layer: MlpWeights, predictor: Predictor | None, calls: Calls) -> None:
+    def __init__(self, layer: MlpWeights, predictor: Predictor | None, calls: Calls, batch: int = 1) -> None:
         """Make the buffers; no weight is copied."""
         self.layer = layer
         self.predictor = predictor
         self.calls = calls
-        self._count = np.full(1, layer.mlp.n_neurons, np.int64)
-        is_gate = isinstance(predictor, GatePredictor)
-        self._indices = np.empty(0 if predictor is None else layer.mlp.n_neurons, np.int32)
-        self._gates = np.empty(layer.mlp.n_neurons, np.float32) if is_gate else None
+        n_neurons, is_gate = layer.mlp.n_neurons, isinstance(predictor, GatePredictor)
+        self._count = np.full(batch, n_neurons, np.int64)
+        self._indices = np.empty((batch, 0 if predictor is None else n_neurons), np.int32)
+        self._gates = np.empty((batch, n_neurons), np.float32) if is_gate else None
         self._bias = None if layer.mlp_bias is None else layer.mlp_bias.numpy()
 
     @property
     def n_active(self) -> int:
-        """How many neurons the last row was computed from."""
-        return int(self._count[0])
+        """How many neurons the last rows were computed from, all rows together."""
+        return int(self._count.sum())
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of weights and predictor that the last row was asked to read."""
+        """Bytes of weights and predictor that the last rows were asked to read."""
         records = self.layer.mlp
         if self.predictor is None:
             return records.n_neurons * records.record_bytes
-        return int(self.predictor.bytes_read(records, self.n_active))
+        n_read = int(self._count[0])
+        if len(self._count) > 1:
+            is_read = np.zeros(records.n_neurons, bool)
+            for indices, n in zip(self._indices, self._count, strict=True):
+                is_read[indices[:n]] = True
+            n_read = int(np.count_nonzero(is_read))
+        return int(self.predictor.bytes_read(records, n_read))
 
-    def select(self, view: Float32[np.ndarray, " D"]) -> None:
+    def select(self, view: Float32[np.ndarray, "B D"]) -> None:
         """List the neurons that the next `apply` computes."""
         predictor = self.predictor
         if isinstance(predictor, GatePredictor):
@@ -120,8 +127,8 @@ class WinnowedMlp:
         elif predictor is not None:
             predictor.apply(self.calls, view, self._indices, self._count)
 
-    def apply(self, x: Float32[np.ndarray, " D"], out: Float32[np.ndarray, " D"]) -> None:
-        """Write the MLP's output for `x`, its bias included."""
+    def apply(self, x: Float32[np.ndarray, "B D"], out: Float32[np.ndarray, "B D"]) -> None:
+        """Write the MLP's output for each row of `x`, its bias included."""
         layer = self.layer
         if self.predictor is None:
             self.calls.dense_mlp(x, layer.mlp, layer.activation, out)
@@ -130,4 +137,5 @@ class WinnowedMlp:
                 x, layer.mlp, self._indices, self._count, layer.activation, out, self._gates
             )
         if self._bias is not None:
-            self.calls.add(self._bias, out)
+            for row in out:
+                self.calls.add(self._bias, row)

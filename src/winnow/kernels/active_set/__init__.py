@@ -47,5 +47,5 @@ def active_set(
     indices = torch.empty(n_neurons, dtype=torch.int32)
     arrays = float32_array("x", x, width), float32_array("bias", bias, n_neurons)
     count = np.zeros(1, np.int64)
-    cpu.active_set(arrays[0], p1, p2, arrays[1], cap, indices.numpy(), count)
+    cpu.active_set(arrays[0][None], p1, p2, arrays[1], cap, indices[None].numpy(), count)
     return indices[: count[0]]

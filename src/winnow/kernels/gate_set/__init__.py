@@ -44,5 +44,6 @@ def gate_set(
     indices = torch.empty(records.n_neurons, dtype=torch.int32)
     gates = torch.empty(records.n_neurons)
     count = np.zeros(1, np.int64)
-    cpu.gate_set(arrays[0], records, arrays[1], activation, indices.numpy(), count, gates.numpy())
+    lists = indices[None].numpy(), count, gates[None].numpy()
+    cpu.gate_set(arrays[0][None], records, arrays[1], activation, *lists)
     return indices[: count[0]], gates

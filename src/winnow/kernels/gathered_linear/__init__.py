@@ -33,7 +33,7 @@ def gathered_rows(
     n_rows, width = matrix.shape
     out = torch.full((n_rows,), torch.nan)
     listed = block_list(blocks, n_rows, n_blocks)
-    cpu.gathered_rows(float32_array("x", x, width), matrix, None, *listed, out.numpy())
+    cpu.gathered_rows(float32_array("x", x, width)[None], matrix, None, *listed, out[None].numpy())
     return out
 
 
@@ -47,5 +47,5 @@ def gathered_columns(
     n_rows, width = matrix.shape
     out = torch.empty(width)
     listed = block_list(blocks, n_rows, n_blocks)
-    cpu.gathered_columns(float32_array("a", a, n_rows), matrix, None, *listed, out.numpy())
+    cpu.gathered_columns(float32_array("a", a, n_rows)[None], matrix, None, *listed, out[None].numpy())
     return out

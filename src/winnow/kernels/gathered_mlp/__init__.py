@@ -43,8 +43,9 @@ def gathered_mlp(
     out = torch.empty(records.width)
     arrays = float32_array("x", x, records.width), index_array(indices, records.n_neurons)
     known = None if gates is None else gate_array(gates, records)
-    listed = arrays[1], np.array([len(indices)], np.int64)
-    cpu.gathered_mlp(arrays[0], records, *listed, activation, out.numpy(), known)
+    listed = arrays[1][None], np.array([len(indices)], np.int64)
+    gates_of = None if known is None else known[None]
+    cpu.gathered_mlp(arrays[0][None], records, *listed, activation, out[None].numpy(), gates_of)
     return out
 
 
@@ -56,5 +57,5 @@ def dense_mlp(
     The bits are those of `gathered_mlp` over 0..F-1, and over any ascending list of all neurons that fire.
     """
     out = torch.empty(records.width)
-    cpu.dense_mlp(float32_array("x", x, records.width), records, activation, out.numpy())
+    cpu.dense_mlp(float32_array("x", x, records.width)[None], records, activation, out[None].numpy())
     return out

@@ -7,6 +7,9 @@
 // Each thread reads eight records side by side, from their in-weights on to their out-weights, whose beginning is
 // fetched before it is known whether the neurons fire; the eight records after them are known by then.
 //
+// The vectors of a batch have a list and a sum each. A thread works through a team's neurons in windows that its cache
+// holds, vector by vector, each as if it were alone: what several list is read from memory once.
+//
 // Where the gates are given, a neuron's in-weights are its up row alone.
 #include <utility>
 
@@ -15,17 +18,23 @@
 
 namespace winnow::WINNOW_LEVEL {
 
+constexpr std::int64_t kWindowBytes = 384 << 10;  // of a second-level cache of 1 MB or more
+
 template <class W>
 struct Mlp {
   const NeuronRecords& records;
-  Teams teams;
+  std::int64_t batch;
+  Teams teams[kMostBatch];
   Activation activation;
-  const Input<W>* x;
-  const float* gates;  // of every neuron, activated, or null: to be computed
-  float* sums;         // [team, width]
+  const Input<W>* x[kMostBatch];
+  const float* gates;  // of every vector and neuron, activated, or null: to be computed
+  float* sums;         // [vector, team, width]
   Parts<W> parts{records};
 
   std::int64_t first() const { return gates ? parts.up() : 0; }  // what is read of a record, in elements from its start
+  float* sum(std::int64_t vector, std::int64_t team) const {
+    return sums + (vector * kMaxTeams + team) * records.width;
+  }
 };
 
 template <class W>
@@ -34,8 +43,8 @@ struct Group {
   const float* tails[kRows];
   float values[2 * kRows] = {};  // of the `firing` neurons whose rows are out[0], out[1], ...; before, the given gates
   int size = 0, firing = 0;
-  std::int64_t team = 0;
-  bool is_first = false, is_last = false;  // of its team
+  std::int64_t team = 0, vector = 0;
+  bool is_first = false, is_last = false;  // of its vector's team; of its team
 };
 
 // The groups of the teams that this thread claims, one after the other.
@@ -47,36 +56,83 @@ class Stream {
   // The next eight neurons of a team, or a group of size 0 at the end.
   void read(Group<W>& group) {
     group.size = 0;
-    if (team_ >= mlp_.teams.size()) return;
+    if (team_ >= mlp_.teams[0].size()) return;
     group.team = team_;
-    group.is_first = at_ == 0;
+    group.vector = vector_;
+    std::int64_t& at = at_[vector_];
+    const Teams& teams = mlp_.teams[vector_];
+    const float* gates = mlp_.gates ? mlp_.gates + vector_ * mlp_.records.neurons : nullptr;
+    group.is_first = at == 0;
     for (int r = 0; r < kRows; ++r) {
-      const std::int64_t j = at_ + r < count_ ? at_ + r : count_ - 1;
-      const std::int64_t neuron = mlp_.teams.neuron(team_, j);
+      const std::int64_t neuron = teams.neuron(team_, at + r < end_[vector_] ? at + r : end_[vector_] - 1);
       group.in[r] = mlp_.parts.row(neuron) + mlp_.first();
-      group.values[r] = mlp_.gates ? mlp_.gates[neuron] : 0.f;
+      group.values[r] = gates ? gates[neuron] : 0.f;
       group.tails[r] = mlp_.parts.tail(neuron);
       prefetch(group.tails[r]);
     }
-    group.size = static_cast<int>(count_ - at_ < kRows ? count_ - at_ : kRows);
-    at_ += group.size;
-    group.is_last = at_ == count_;
+    group.size = static_cast<int>(end_[vector_] - at < kRows ? end_[vector_] - at : kRows);
+    at += group.size;
+    group.is_last = !next_vector();
     if (group.is_last) next_team();
   }
 
  private:
   void next_team() {
-    at_ = 0;
-    for (team_ = pool_.claim(0); team_ < mlp_.teams.size(); team_ = pool_.claim(0)) {
-      count_ = mlp_.teams.count(team_);
-      if (count_ > 0) return;
+    for (team_ = pool_.claim(0); team_ < mlp_.teams[0].size(); team_ = pool_.claim(0)) {
+      for (std::int64_t b = 0; b < mlp_.batch; ++b) at_[b] = end_[b] = 0;
+      vector_ = mlp_.batch - 1;
+      if (next_vector()) return;
       pool_.finish(0);
     }
   }
 
+  // Goes to a vector with neurons left in this window or in the next one; false at the end of the team.
+  bool next_vector() {
+    while (at_[vector_] == end_[vector_]) {
+      if (++vector_ == mlp_.batch) {
+        if (!next_window()) return false;
+        vector_ = 0;
+      }
+    }
+    return true;
+  }
+
+  // Sets `end_` so that what lies before it is at most a window of records more than before, whoever lists them.
+  bool next_window() {
+    const std::int64_t bytes = kWindowBytes / mlp_.records.record_bytes, most = bytes < kRows ? kRows : bytes;
+    if (mlp_.batch == 1) {
+      end_[0] = mlp_.teams[0].count(team_);
+    } else if (mlp_.teams[0].is_dense()) {
+      const std::int64_t count = mlp_.teams[0].count(team_);
+      for (std::int64_t b = 0; b < mlp_.batch; ++b) end_[b] = end_[b] + most < count ? end_[b] + most : count;
+    } else {
+      for (std::int64_t n = 0; n < most && step(); ++n) {
+      }
+    }
+    bool is_more = false;
+    for (std::int64_t b = 0; b < mlp_.batch; ++b) is_more = is_more || at_[b] < end_[b];
+    return is_more;
+  }
+
+  // Takes the lowest neuron that any list goes on with into the window; false where all lists are at their end.
+  bool step() {
+    std::int64_t lowest = mlp_.records.neurons;
+    for (std::int64_t b = 0; b < mlp_.batch; ++b) {
+      if (end_[b] == mlp_.teams[b].count(team_)) continue;
+      const std::int64_t neuron = mlp_.teams[b].neuron(team_, end_[b]);
+      lowest = neuron < lowest ? neuron : lowest;
+    }
+    if (lowest == mlp_.records.neurons) return false;
+    for (std::int64_t b = 0; b < mlp_.batch; ++b) {
+      if (end_[b] < mlp_.teams[b].count(team_) && mlp_.teams[b].neuron(team_, end_[b]) == lowest) ++end_[b];
+    }
+    return true;
+  }
+
   const Mlp<W>& mlp_;
   Pool& pool_;
-  std::int64_t team_ = 0, at_ = 0, count_ = 0;
+  std::int64_t team_ = 0, vector_ = 0;
+  std::int64_t at_[kMostBatch], end_[kMostBatch];  // of each vector: what is read next; the end of its window
 };
 
 // Computes the values of a group and keeps the neurons that fire, all of them where `keep_all`.
@@ -90,13 +146,13 @@ static void evaluate(const Mlp<W>& mlp, Group<W>& group, bool keep_all) {
     out[r] = group.in[r] + (parts.out() - mlp.first());
   }
   if (!mlp.gates) {
-    part_dots<W>(parts, group.in, group.tails, 0, mlp.x, values, mlp.records.gated ? up : out);
+    part_dots<W>(parts, group.in, group.tails, 0, mlp.x[group.vector], values, mlp.records.gated ? up : out);
     for (int r = 0; r < kRows; ++r) values[r] += group.tails[r][0];
     activate(mlp.activation, values);
   }
   if (mlp.records.gated) {
     float ups[kRows];
-    part_dots<W>(parts, up, group.tails, parts.up(), mlp.x, ups, out);
+    part_dots<W>(parts, up, group.tails, parts.up(), mlp.x[group.vector], ups, out);
     for (int r = 0; r < kRows; ++r) values[r] = values[r] == 0.f ? 0.f : values[r] * (ups[r] + group.tails[r][1]);
   }
   group.firing = 0;
@@ -112,7 +168,7 @@ static void evaluate(const Mlp<W>& mlp, Group<W>& group, bool keep_all) {
 // Adds the out-weights of a group to the sum of its team.
 template <class W>
 static void add(const Mlp<W>& mlp, Group<W>& group, const Group<W>& next) {
-  float* sum = mlp.sums + group.team * mlp.records.width;
+  float* sum = mlp.sum(group.vector, group.team);
   if (group.is_first) {
     for (std::int64_t d = 0; d < mlp.records.width; ++d) sum[d] = 0.f;
   }
@@ -128,7 +184,7 @@ static void work_through(const Mlp<W>& mlp, Pool& pool) {
   Stream<W> stream(mlp, pool);
   Group<W> groups[2];
   Group<W> *now = &groups[0], *next = &groups[1];
-  const bool keep_all = mlp.teams.is_dense();
+  const bool keep_all = mlp.teams[0].is_dense();
   stream.read(*now);
   while (now->size > 0) {
     evaluate<W>(mlp, *now, keep_all);
@@ -139,14 +195,14 @@ static void work_through(const Mlp<W>& mlp, Pool& pool) {
   }
 }
 
-// out = the teams' sums, added in order, over the columns of one block; `begin` is a multiple of kPair
+// out = the teams' sums of one vector, added in order, over the columns of one block; `begin` is a multiple of kPair
 template <class W>
-static void join(const float* sums, const Teams& teams, std::int64_t width, std::int64_t begin, std::int64_t end,
-                 float* out) {
+static void join(const Mlp<W>& mlp, std::int64_t vector, std::int64_t begin, std::int64_t end, float* out) {
+  const Teams& teams = mlp.teams[vector];
   for (std::int64_t d = begin; d < end; ++d) out[d] = 0.f;
   for (std::int64_t team = 0; team < teams.size(); ++team) {
     if (teams.count(team) == 0) continue;
-    const float* sum = sums + team * width;
+    const float* sum = mlp.sum(vector, team);
     std::int64_t d = begin;
     for (; d + kLanes <= end; d += kLanes) store(out + d, load(out + d) + load(sum + d));
     for (; d < end; ++d) out[d] += sum[d];
@@ -155,31 +211,36 @@ static void join(const float* sums, const Teams& teams, std::int64_t width, std:
 }
 
 template <class W>
-static void mlp_typed(Context& context, const float* x, const NeuronRecords& records, const std::int32_t* indices,
-                      std::int64_t count, Activation activation, const float* gates, float* out) {
-  const std::int64_t width = records.width;
-  auto* room = static_cast<std::int32_t*>(context.scratch.bytes(2, (indices ? count : 0) * 4 + 4));
-  const Mlp<W> mlp{records, Teams(records.neurons, indices, count, room), activation,
-                   input<W>(x, width, context.scratch.floats(0, input_floats(width))), gates,
-                   context.scratch.floats(1, kMaxTeams * width)};
-  const std::int64_t pieces = width < 512 ? 1 : context.pool.threads();
+static void mlp_typed(Context& context, const float* x, std::int64_t batch, const NeuronRecords& records,
+                      const Lists* lists, Activation activation, const float* gates, float* out) {
+  const std::int64_t width = records.width, pieces = width < 512 ? 1 : context.pool.threads();
+  Mlp<W> mlp{records, batch, {}, activation, {}, gates, context.scratch.floats(1, batch * kMaxTeams * width)};
+  float* laid_out = context.scratch.floats(0, batch * input_floats(width));
+  auto* room = static_cast<std::int32_t*>(context.scratch.bytes(2, lists ? (batch * lists->room + 1) * 4 : 4));
+  std::int64_t n_listed = 0;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const std::int64_t count = lists ? lists->counts[b] : records.neurons;
+    mlp.teams[b] = Teams(records.neurons, lists ? lists->of(b) : nullptr, count, lists ? room + b * lists->room : nullptr);
+    mlp.x[b] = input<W>(x + b * width, width, laid_out + b * input_floats(width));
+    n_listed += count;
+  }
   auto job = [&](Pool& pool) {
     work_through(mlp, pool);
-    pool.wait(0, mlp.teams.size());
-    each_block(pool, 1, pieces, [&](std::int64_t piece) {
-      const std::int64_t begin = piece * width / pieces / kPair * kPair;
+    pool.wait(0, mlp.teams[0].size());
+    each_block(pool, 1, batch * pieces, [&](std::int64_t block) {
+      const std::int64_t piece = block % pieces, begin = piece * width / pieces / kPair * kPair;
       const std::int64_t end = piece + 1 < pieces ? (piece + 1) * width / pieces / kPair * kPair : width;
-      join<W>(mlp.sums, mlp.teams, width, begin, end, out);
+      join<W>(mlp, block / pieces, begin, end, out + block / pieces * width);
     });
-    pool.wait(1, pieces);
+    pool.wait(1, batch * pieces);
   };
-  run_job(context.pool, count * records.record_bytes, job);
+  run_job(context.pool, n_listed * records.record_bytes, job);
 }
 
-void mlp(Context& context, const float* x, const NeuronRecords& records, const std::int32_t* indices,
-         std::int64_t count, Activation activation, const float* gates, float* out) {
+void mlp(Context& context, const float* x, std::int64_t batch, const NeuronRecords& records, const Lists* lists,
+         Activation activation, const float* gates, float* out) {
   of_weights(records.dtype, [&](auto w) {
-    mlp_typed<decltype(w)>(context, x, records, indices, count, activation, gates, out);
+    mlp_typed<decltype(w)>(context, x, batch, records, lists, activation, gates, out);
   });
 }
 

@@ -11,6 +11,7 @@ constexpr std::int64_t kRun = 32;  // consecutive neurons of one team; short, so
 
 class Teams {
  public:
+  Teams() = default;
   // All of the layer's neurons where `indices` is null; otherwise the listed ones, sorted by team into `room`.
   Teams(std::int64_t neurons, const std::int32_t* indices, std::int64_t count, std::int32_t* room)
       : listed_(indices ? room : nullptr), size_(neurons < 4096 ? kMaxTeams / 2 : kMaxTeams) {
@@ -42,8 +43,8 @@ class Teams {
   // size_ is a power of two, kRun too: no division.
   std::int64_t team_of(std::int64_t neuron) const { return neuron / kRun & (size_ - 1); }
 
-  const std::int32_t* listed_;
-  std::int64_t size_;
+  const std::int32_t* listed_ = nullptr;
+  std::int64_t size_ = 0;
   std::int64_t starts_[kMaxTeams + 1] = {};
 };
 

@@ -34,5 +34,5 @@ def linear(
     n_rows, width = matrix.weight.shape
     shift = None if bias is None else float32_array("bias", bias, n_rows)
     out = torch.empty(n_rows)
-    cpu.linear(float32_array("x", x, width), matrix, shift, out.numpy())
+    cpu.linear(float32_array("x", x, width)[None], matrix, shift, out[None].numpy())
     return out

@@ -1,4 +1,4 @@
-// A range of rows of a matrix times one vector, for the kernels that need it as a part.
+// A range of rows of a matrix times a few vectors, for the kernels that need it as a part.
 #pragma once
 
 #include "../native/kernels.hpp"
@@ -26,13 +26,35 @@ inline Row<W> row_of(const Matrix& matrix, std::int64_t i) {
   }
 }
 
-// out[i] = row (begin + i) . x, for i < end - begin; the block that begins at `ahead` is read next (none if negative).
-// The rows are four runs, read side by side: each is memory in order.
+// The vectors of a batch, each in the form that rows are multiplied with, and where its products go.
+struct Vectors {
+  const void* x[kMostBatch];
+  float* out[kMostBatch];
+  int count = 0;
+};
+
+// Lays out the `batch` rows of x; the products of each with a matrix of `rows` rows stand in a row of `out`.
+inline Vectors vectors(Dtype dtype, const float* x, std::int64_t batch, std::int64_t n, float* memory, float* out,
+                       std::int64_t rows) {
+  Vectors made;
+  of_weights(dtype, [&](auto w) {
+    for (std::int64_t b = 0; b < batch; ++b) {
+      made.x[b] = input<decltype(w)>(x + b * n, n, memory + b * input_floats(n));
+      made.out[b] = out + b * rows;
+    }
+  });
+  made.count = static_cast<int>(batch);
+  return made;
+}
+
+// out[b][i] = row i . x[b], for begin <= i < end; the block that begins at `ahead` is read next (none if negative).
+// The rows are four runs, read side by side: each is memory in order, and read once for all vectors.
 template <class W>
-inline void product(const Matrix& matrix, std::int64_t begin, std::int64_t end, std::int64_t ahead, const Input<W>* x,
-                    float* out) {
+inline void product(const Matrix& matrix, std::int64_t begin, std::int64_t end, std::int64_t ahead,
+                    const Vectors& vectors) {
   const std::int64_t run = (end - begin) / kStreams, last = matrix.rows - 1;
   const auto row = [&](std::int64_t i) { return row_of<W>(matrix, i < last ? i : last); };
+  const auto vector = [&](int b) { return static_cast<const Input<W>*>(vectors.x[b]); };
   Row<W> rows[kStreams], next[kStreams];
   float sums[kRows];
   for (std::int64_t i = 0; i < run; ++i) {
@@ -40,33 +62,34 @@ inline void product(const Matrix& matrix, std::int64_t begin, std::int64_t end, 
       rows[s] = row(begin + s * run + i);
       next[s] = row(i + 1 < run || ahead < 0 ? begin + s * run + i + 1 : ahead + s * run);
     }
-    dot<W, kStreams>(rows, x, matrix.columns, sums, next);
-    for (int s = 0; s < kStreams; ++s) out[s * run + i] = sums[s];
+    for (int b = 0; b < vectors.count; ++b) {
+      dot<W, kStreams>(rows, vector(b), matrix.columns, sums, b == 0 ? next : nullptr);
+      for (int s = 0; s < kStreams; ++s) vectors.out[b][begin + s * run + i] = sums[s];
+    }
   }
-  if (const std::int64_t done = kStreams * run; begin + done < end) {
-    for (int s = 0; s < kStreams; ++s) rows[s] = row(begin + done + s);
-    dot<W, kStreams>(rows, x, matrix.columns, sums);
-    for (std::int64_t i = begin + done; i < end; ++i) out[i - begin] = sums[i - begin - done];
-  }
-}
-
-// product() with `x` as `input_any` has laid it out.
-inline void product_any(const Matrix& matrix, std::int64_t begin, std::int64_t end, std::int64_t ahead, const void* x,
-                        float* out) {
-  of_weights(matrix.dtype, [&](auto w) {
-    using W = decltype(w);
-    product<W>(matrix, begin, end, ahead, static_cast<const Input<W>*>(x), out);
-  });
-  if (matrix.dtype == Dtype::int8) {
-    const auto* scales = reinterpret_cast<const float*>(matrix.scales);
-    for (std::int64_t i = begin; i < end; ++i) out[i - begin] *= scales[i * matrix.scale_stride];
+  if (const std::int64_t done = begin + kStreams * run; done < end) {
+    for (int s = 0; s < kStreams; ++s) rows[s] = row(done + s);
+    for (int b = 0; b < vectors.count; ++b) {
+      dot<W, kStreams>(rows, vector(b), matrix.columns, sums);
+      for (std::int64_t i = done; i < end; ++i) vectors.out[b][i] = sums[i - done];
+    }
   }
 }
 
-inline const void* input_any(Dtype dtype, const float* x, std::int64_t n, void* memory) {
-  const void* laid_out = nullptr;
-  of_weights(dtype, [&](auto w) { laid_out = input<decltype(w)>(x, n, memory); });
-  return laid_out;
+// product() for the matrix's type, plus the bias if there is one.
+inline void product_any(const Matrix& matrix, std::int64_t begin, std::int64_t end, std::int64_t ahead,
+                        const Vectors& vectors, const float* bias = nullptr) {
+  of_weights(matrix.dtype, [&](auto w) { product<decltype(w)>(matrix, begin, end, ahead, vectors); });
+  const auto* scales = reinterpret_cast<const float*>(matrix.scales);
+  for (int b = 0; b < vectors.count; ++b) {
+    float* out = vectors.out[b];
+    if (matrix.dtype == Dtype::int8) {
+      for (std::int64_t i = begin; i < end; ++i) out[i] *= scales[i * matrix.scale_stride];
+    }
+    if (bias) {
+      for (std::int64_t i = begin; i < end; ++i) out[i] += bias[i];
+    }
+  }
 }
 
 }  // namespace winnow::WINNOW_LEVEL

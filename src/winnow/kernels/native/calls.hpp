@@ -28,8 +28,11 @@ using In2 = Array<const float, 2>;
 using Out = Array<float, 1>;
 using Out2 = Array<float, 2>;
 using Cell = Array<const std::int64_t, 1>;
-using OutCell = Array<std::int64_t, 1>;
+using OutCells = Array<std::int64_t, 1>;
+using OutIndices = Array<std::int32_t, 2>;
 using Indices = Array<const std::int32_t, 1>;
+using Cells = Array<const std::int64_t, 1>;
+using Indices2 = Array<const std::int32_t, 2>;
 
 inline void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
@@ -51,35 +54,45 @@ auto* cell(const char* name, const C& array) {
   return array.data();
 }
 
-// Some of the things numbered 0..things-1: the first *count of `indices`, or all of them where there is no list.
-struct List {
-  const std::int32_t* indices = nullptr;
-  const std::int64_t* count = nullptr;
-  std::int64_t room = 0, things = 0;
+// For each vector of a batch some of the things numbered 0..things-1; checked when the kernel runs. Without a list, all.
+struct Listed {
+  Lists lists{};
+  std::int64_t batch = 0, things = 0;
 
-  List(const Indices& listed, const Cell& number, std::int64_t of)
-      : indices(listed.data()), count(cell("count", number)), room(length(listed)), things(of) {}
-  List(const std::optional<Indices>& listed, const std::optional<Cell>& number, std::int64_t of) : things(of) {
-    if (listed.has_value() != number.has_value()) refuse("a list and its count were not given together.");
-    if (listed) *this = List(*listed, *number, of);
+  Listed(const Indices2& listed, const Cells& counts, std::int64_t vectors, std::int64_t of)
+      : lists{listed.data(), counts.data(), length(listed, 1)}, batch(vectors), things(of) {
+    expect("the lists", length(listed), batch);
+    expect("count", length(counts), batch);
+  }
+  Listed(const std::optional<Indices>& listed, const std::optional<Cell>& count, std::int64_t of)
+      : batch(1), things(of) {
+    if (listed.has_value() != count.has_value()) refuse("a list and its count were not given together.");
+    if (listed) lists = {listed->data(), cell("count", *count), length(*listed)};
   }
 
-  std::int64_t size() const { return indices ? *count : things; }
+  std::int64_t size() const { return lists.indices ? lists.counts[0] : things; }  // of the first
 
   void check() const {
-    if (!indices) return;
-    if (*count < 0 || *count > room) {
-      refuse("count is " + std::to_string(*count) + ", expected 0.." + std::to_string(room) +
+    for (std::int64_t b = 0; lists.indices && b < batch; ++b) check(lists.of(b), lists.counts[b]);
+  }
+
+ private:
+  void check(const std::int32_t* indices, std::int64_t count) const {
+    if (count < 0 || count > lists.room) {
+      refuse("count is " + std::to_string(count) + ", expected 0.." + std::to_string(lists.room) +
              ", the length of the list.");
     }
     std::uint32_t highest = 0;  // a negative index is a high one
-    for (std::int64_t a = 0; a < *count; ++a) {
+    bool ascends = true;
+    for (std::int64_t a = 0; a < count; ++a) {
       const auto index = static_cast<std::uint32_t>(indices[a]);
       highest = index > highest ? index : highest;
+      ascends = ascends && (a == 0 || indices[a - 1] < indices[a]);
     }
-    if (*count && highest >= things) {
+    if (count && highest >= things) {
       refuse("an index lies outside 0.." + std::to_string(things - 1) + ".");
     }
+    if (batch > 1 && !ascends) refuse("a list of a batch does not ascend.");
   }
 };
 
@@ -90,12 +103,12 @@ class Calls {
   Calls(const Calls&) = delete;
   Calls& operator=(const Calls&) = delete;
 
-  void linear(In x, const Matrix& matrix, std::optional<In> bias, Out out) {
-    expect("x", length(x), matrix.columns);
-    expect("out", length(out), matrix.rows);
+  void linear(In2 x, const Matrix& matrix, std::optional<In> bias, Out2 out) {
+    check_rows("x", x, matrix.columns, x);
+    check_rows("out", out, matrix.rows, x);
     if (bias) expect("bias", length(*bias), matrix.rows);
-    take([this, &matrix, x = x.data(), bias = bias ? bias->data() : nullptr, out = out.data()] {
-      kernels_.linear(context_, x, matrix, bias, out);
+    take([this, &matrix, batch = length(x), x = x.data(), bias = bias ? bias->data() : nullptr, out = out.data()] {
+      kernels_.linear(context_, x, batch, matrix, bias, out);
     });
   }
 
@@ -146,77 +159,78 @@ class Calls {
              ".");
     }
     if (window < 0) refuse("window is " + std::to_string(window) + ", expected 0 for none or more.");
-    const List listed(heads, count, kv.kv_heads);
+    const Listed listed(heads, count, kv.kv_heads);
     take([this, &kv, heads = length(q), q = q.data(), position = cell("position", position), window, scale, listed,
           out = out.data()] {
       check_position(kv, *position);
       listed.check();
       const std::int64_t end = *position + 1, start = window > 0 && end > window ? end - window : 0;
-      kernels_.attend(context_, q, heads, kv, start, end, scale, listed.indices, listed.size(), out);
+      kernels_.attend(context_, q, heads, kv, start, end, scale, listed.lists.indices, listed.size(), out);
     });
   }
 
-  void gathered_rows(In x, const Matrix& matrix, std::optional<In> bias, Indices blocks, Cell count, Out out) {
-    expect("x", length(x), matrix.columns);
-    expect("out", length(out), matrix.rows);
+  void gathered_rows(In2 x, const Matrix& matrix, std::optional<In> bias, Indices2 blocks, Cells count, Out2 out) {
+    check_rows("x", x, matrix.columns, x);
+    check_rows("out", out, matrix.rows, x);
     if (bias) expect("bias", length(*bias), matrix.rows);
-    const List listed(blocks, count, check_blocks(matrix, length(blocks)));
+    const Listed listed(blocks, count, length(x), check_blocks(matrix, length(blocks, 1)));
     take([this, &matrix, x = x.data(), bias = bias ? bias->data() : nullptr, listed, out = out.data()] {
       listed.check();
-      kernels_.gathered_rows(context_, x, matrix, bias, listed.indices, listed.size(), matrix.rows / listed.room, out);
+      kernels_.gathered_rows(context_, x, listed.batch, matrix, bias, listed.lists, matrix.rows / listed.things, out);
     });
   }
 
-  void gathered_columns(In a, const Matrix& matrix, std::optional<In> bias, Indices blocks, Cell count, Out out) {
-    expect("a", length(a), matrix.rows);
-    expect("out", length(out), matrix.columns);
+  void gathered_columns(In2 a, const Matrix& matrix, std::optional<In> bias, Indices2 blocks, Cells count, Out2 out) {
+    check_rows("a", a, matrix.rows, a);
+    check_rows("out", out, matrix.columns, a);
     if (bias) expect("bias", length(*bias), matrix.columns);
-    const List listed(blocks, count, check_blocks(matrix, length(blocks)));
+    const Listed listed(blocks, count, length(a), check_blocks(matrix, length(blocks, 1)));
     take([this, &matrix, a = a.data(), bias = bias ? bias->data() : nullptr, listed, out = out.data()] {
       listed.check();
-      kernels_.gathered_columns(context_, a, matrix, bias, listed.indices, listed.size(), matrix.rows / listed.room,
-                                out);
+      kernels_.gathered_columns(context_, a, listed.batch, matrix, bias, listed.lists, matrix.rows / listed.things, out);
     });
   }
 
-  void active_set(In x, const Matrix& p1, const Matrix& p2, In bias, std::int64_t cap, Array<std::int32_t, 1> indices,
-                  OutCell count) {
-    expect("x", length(x), p1.columns);
+  void active_set(In2 x, const Matrix& p1, const Matrix& p2, In bias, std::int64_t cap, OutIndices indices,
+                  OutCells count) {
+    check_rows("x", x, p1.columns, x);
     expect("columns of p2", p2.columns, p1.rows);
     expect("bias", length(bias), p2.rows);
-    expect("indices", length(indices), p2.rows);
-    take([this, &p1, &p2, x = x.data(), bias = bias.data(), cap, indices = indices.data(),
-          count = cell("count", count)] { *count = kernels_.active_set(context_, x, p1, p2, bias, cap, indices); });
+    check_rows("indices", indices, p2.rows, x);
+    expect("count", length(count), length(x));
+    take([this, &p1, &p2, batch = length(x), x = x.data(), bias = bias.data(), cap, indices = indices.data(),
+          count = count.data()] { kernels_.active_set(context_, x, batch, p1, p2, bias, cap, indices, count); });
   }
 
-  void gate_set(In x, const NeuronRecords& records, In thresholds, int activation, Array<std::int32_t, 1> indices,
-                OutCell count, Out gates) {
-    expect("x", length(x), records.width);
+  void gate_set(In2 x, const NeuronRecords& records, In thresholds, int activation, OutIndices indices, OutCells count,
+                Out2 gates) {
+    check_rows("x", x, records.width, x);
     expect("thresholds", length(thresholds), records.neurons);
-    expect("indices", length(indices), records.neurons);
-    check_gates(records, length(gates));
-    take([this, &records, x = x.data(), thresholds = thresholds.data(), activation, indices = indices.data(),
-          count = cell("count", count), gates = gates.data()] {
-      *count = kernels_.gate_set(context_, x, records, thresholds, static_cast<Activation>(activation), indices, gates);
+    check_rows("indices", indices, records.neurons, x);
+    expect("count", length(count), length(x));
+    check_gates(records, gates, x);
+    take([this, &records, batch = length(x), x = x.data(), thresholds = thresholds.data(), activation,
+          indices = indices.data(), count = count.data(), gates = gates.data()] {
+      kernels_.gate_set(context_, x, batch, records, thresholds, static_cast<Activation>(activation), indices, count,
+                        gates);
     });
   }
 
-  void gathered_mlp(In x, const NeuronRecords& records, Indices indices, Cell count, int activation, Out out,
-                    std::optional<In> gates) {
+  void gathered_mlp(In2 x, const NeuronRecords& records, Indices2 indices, Cells count, int activation, Out2 out,
+                    std::optional<In2> gates) {
     check_mlp(x, records, out);
-    if (gates) check_gates(records, length(*gates));
-    const List listed(indices, count, records.neurons);
+    if (gates) check_gates(records, *gates, x);
+    const Listed listed(indices, count, length(x), records.neurons);
     take([this, &records, x = x.data(), listed, activation, out = out.data(), gates = gates ? gates->data() : nullptr] {
       listed.check();
-      kernels_.mlp(context_, x, records, listed.indices, listed.size(), static_cast<Activation>(activation), gates,
-                   out);
+      kernels_.mlp(context_, x, listed.batch, records, &listed.lists, static_cast<Activation>(activation), gates, out);
     });
   }
 
-  void dense_mlp(In x, const NeuronRecords& records, int activation, Out out) {
+  void dense_mlp(In2 x, const NeuronRecords& records, int activation, Out2 out) {
     check_mlp(x, records, out);
-    take([this, &records, x = x.data(), activation, out = out.data()] {
-      kernels_.mlp(context_, x, records, nullptr, records.neurons, static_cast<Activation>(activation), nullptr, out);
+    take([this, &records, batch = length(x), x = x.data(), activation, out = out.data()] {
+      kernels_.mlp(context_, x, batch, records, nullptr, static_cast<Activation>(activation), nullptr, out);
     });
   }
 
@@ -253,14 +267,25 @@ class Calls {
     expect("columns of out", length(out, 1), length(x, 1));
   }
 
-  static void check_mlp(const In& x, const NeuronRecords& records, const Out& out) {
-    expect("x", length(x), records.width);
-    expect("out", length(out), records.width);
+  // `array` has a row of `width` for each row of x, the batch.
+  template <class A, class X>
+  static void check_rows(const char* name, const A& array, std::int64_t width, const X& x) {
+    if (length(x) < 1 || length(x) > kMostBatch) {
+      refuse("a batch of " + std::to_string(length(x)) + " was given, expected 1.." + std::to_string(kMostBatch) + ".");
+    }
+    expect(name, length(array, 1), width);
+    if (length(array) != length(x)) refuse(std::string(name) + " has not the batch's number of rows.");
   }
 
-  static void check_gates(const NeuronRecords& records, std::int64_t gates) {
+  static void check_mlp(const In2& x, const NeuronRecords& records, const Out2& out) {
+    check_rows("x", x, records.width, x);
+    check_rows("out", out, records.width, x);
+  }
+
+  template <class A>
+  static void check_gates(const NeuronRecords& records, const A& gates, const In2& x) {
     if (!records.gated) refuse("the records are ungated, expected gated ones.");
-    expect("gates", gates, records.neurons);
+    check_rows("gates", gates, records.neurons, x);
   }
 
   static void check_position(const KvBlock& kv, std::int64_t position) {

@@ -19,6 +19,18 @@ struct Matrix {
   std::int64_t scale_stride;  // from row to row, in scales
 };
 
+// Vectors that one call takes at most; each is computed as if it were alone.
+constexpr std::int64_t kMostBatch = 8;
+
+// For each vector of a batch some of the things numbered 0..: the first counts[b] of the `room` indices from b * room on.
+struct Lists {
+  const std::int32_t* indices;
+  const std::int64_t* counts;
+  std::int64_t room;
+
+  const std::int32_t* of(std::int64_t b) const { return indices + b * room; }
+};
+
 // Floats as a checkpoint holds them; strides in elements.
 enum class Stored : int { float32 = 0, bfloat16 = 1, float16 = 2 };
 struct Source {
@@ -62,7 +74,8 @@ struct Context {
 };
 
 struct Kernels {
-  void (*linear)(Context&, const float* x, const Matrix&, const float* bias, float* out);
+  // x, out and what belongs to them: `batch` rows, one after the other
+  void (*linear)(Context&, const float* x, std::int64_t batch, const Matrix&, const float* bias, float* out);
   void (*add)(const float* x, std::int64_t n, float* out);
   void (*layer_norm)(const float* x, std::int64_t rows, std::int64_t width, const float* weight, const float* bias,
                      float eps, float* out);
@@ -72,18 +85,18 @@ struct Kernels {
   // listed: the `count` kv heads to attend with, null for all, which `count` then is
   void (*attend)(Context&, const float* q, std::int64_t heads, const KvBlock&, std::int64_t start, std::int64_t length,
                  float scale, const std::int32_t* listed, std::int64_t count, float* out);
-  // of `rows` rows each, the `count` listed blocks
-  void (*gathered_rows)(Context&, const float* x, const Matrix&, const float* bias, const std::int32_t* blocks,
-                        std::int64_t count, std::int64_t rows, float* out);
-  void (*gathered_columns)(Context&, const float* a, const Matrix&, const float* bias, const std::int32_t* blocks,
-                           std::int64_t count, std::int64_t rows, float* out);
-  std::int64_t (*active_set)(Context&, const float* x, const Matrix& p1, const Matrix& p2, const float* bias,
-                             std::int64_t cap, std::int32_t* indices);
-  std::int64_t (*gate_set)(Context&, const float* x, const NeuronRecords&, const float* thresholds, Activation,
-                           std::int32_t* indices, float* gates);
-  // indices null: all neurons, and every byte of them. gates null: to be computed; otherwise those of every neuron.
-  void (*mlp)(Context&, const float* x, const NeuronRecords&, const std::int32_t* indices, std::int64_t count,
-              Activation, const float* gates, float* out);
+  // of `rows` rows each, the listed blocks
+  void (*gathered_rows)(Context&, const float* x, std::int64_t batch, const Matrix&, const float* bias, const Lists& blocks,
+                        std::int64_t rows, float* out);
+  void (*gathered_columns)(Context&, const float* a, std::int64_t batch, const Matrix&, const float* bias,
+                           const Lists& blocks, std::int64_t rows, float* out);
+  void (*active_set)(Context&, const float* x, std::int64_t batch, const Matrix& p1, const Matrix& p2, const float* bias,
+                     std::int64_t cap, std::int32_t* indices, std::int64_t* count);
+  void (*gate_set)(Context&, const float* x, std::int64_t batch, const NeuronRecords&, const float* thresholds,
+                   Activation, std::int32_t* indices, std::int64_t* count, float* gates);
+  // lists null: all neurons, and every byte of them. gates null: to be computed; otherwise those of every neuron.
+  void (*mlp)(Context&, const float* x, std::int64_t batch, const NeuronRecords&, const Lists* lists, Activation,
+              const float* gates, float* out);
   // out: rows begin..end-1, one after the other, as float32 or as bfloat16
   void (*unpack)(Context&, const Matrix&, std::int64_t begin, std::int64_t end, Dtype, void* out);
   void (*pack)(Context&, const Source&, const Matrix& into);

@@ -4,7 +4,7 @@
 
 namespace winnow::WINNOW_LEVEL {
 
-void linear(Context&, const float*, const Matrix&, const float*, float*);
+void linear(Context&, const float*, std::int64_t, const Matrix&, const float*, float*);
 void add(const float*, std::int64_t, float*);
 void layer_norm(const float*, std::int64_t, std::int64_t, const float*, const float*, float, float*);
 void rms_norm(const float*, std::int64_t, std::int64_t, const float*, float, float*);
@@ -12,15 +12,15 @@ void rotate(float*, std::int64_t, std::int64_t, const float*, const float*);
 void append_kv(const KvBlock&, std::int64_t, const float*, const float*);
 void attend(Context&, const float*, std::int64_t, const KvBlock&, std::int64_t, std::int64_t, float, const std::int32_t*,
             std::int64_t, float*);
-void gathered_rows(Context&, const float*, const Matrix&, const float*, const std::int32_t*, std::int64_t, std::int64_t,
+void gathered_rows(Context&, const float*, std::int64_t, const Matrix&, const float*, const Lists&, std::int64_t,
                    float*);
-void gathered_columns(Context&, const float*, const Matrix&, const float*, const std::int32_t*, std::int64_t,
-                      std::int64_t, float*);
-std::int64_t active_set(Context&, const float*, const Matrix&, const Matrix&, const float*, std::int64_t,
-                        std::int32_t*);
-std::int64_t gate_set(Context&, const float*, const NeuronRecords&, const float*, Activation, std::int32_t*, float*);
-void mlp(Context&, const float*, const NeuronRecords&, const std::int32_t*, std::int64_t, Activation, const float*,
-         float*);
+void gathered_columns(Context&, const float*, std::int64_t, const Matrix&, const float*, const Lists&, std::int64_t,
+                      float*);
+void active_set(Context&, const float*, std::int64_t, const Matrix&, const Matrix&, const float*, std::int64_t,
+                std::int32_t*, std::int64_t*);
+void gate_set(Context&, const float*, std::int64_t, const NeuronRecords&, const float*, Activation, std::int32_t*,
+              std::int64_t*, float*);
+void mlp(Context&, const float*, std::int64_t, const NeuronRecords&, const Lists*, Activation, const float*, float*);
 void unpack(Context&, const Matrix&, std::int64_t, std::int64_t, Dtype, void*);
 void pack(Context&, const Source&, const Matrix&);
 
