@@ -105,7 +105,8 @@ def files(*suffixes: str, below: str = "") -> list[Path]:
     found = []
     for folder, folders, names in os.walk(ROOT / below):
         folders[:] = [f for f in folders if f == ".ci" or not (f.startswith(".") or f in MADE)]
-        found += [Path(folder) / name for name in names if not suffixes or name.endswith(suffixes)]
+        kept = [name for name in names if name != ".git"]  # a file in a linked work tree
+        found += [Path(folder) / name for name in kept if not suffixes or name.endswith(suffixes)]
     return sorted(found)
 
 

@@ -41,11 +41,10 @@ def gathered_mlp(
     finite or not. Raises UsageError for an index outside 0..F-1 and for gates of ungated records.
     """
     out = torch.empty(records.width)
-    arrays = float32_array("x", x, records.width), index_array(indices, records.n_neurons)
-    known = None if gates is None else gate_array(gates, records)
-    listed = arrays[1][None], np.array([len(indices)], np.int64)
-    gates_of = None if known is None else known[None]
-    cpu.gathered_mlp(arrays[0][None], records, *listed, activation, out[None].numpy(), gates_of)
+    row = float32_array("x", x, records.width)[None]
+    known = None if gates is None else gate_array(gates, records)[None]
+    listed = index_array(indices, records.n_neurons)[None], np.array([len(indices)], np.int64)
+    cpu.gathered_mlp(row, records, *listed, activation, out[None].numpy(), known)
     return out
 
 

@@ -54,24 +54,33 @@ inline void product(const Matrix& matrix, std::int64_t begin, std::int64_t end, 
                     const Vectors& vectors) {
   const std::int64_t run = (end - begin) / kStreams, last = matrix.rows - 1;
   const auto row = [&](std::int64_t i) { return row_of<W>(matrix, i < last ? i : last); };
-  const auto vector = [&](int b) { return static_cast<const Input<W>*>(vectors.x[b]); };
+  const Input<W>* x[kMostBatch];
+  for (int b = 0; b < vectors.count; ++b) x[b] = static_cast<const Input<W>*>(vectors.x[b]);
   Row<W> rows[kStreams], next[kStreams];
-  float sums[kRows];
+  float sums[kTogether<W>][kRows];
   for (std::int64_t i = 0; i < run; ++i) {
     for (int s = 0; s < kStreams; ++s) {
       rows[s] = row(begin + s * run + i);
       next[s] = row(i + 1 < run || ahead < 0 ? begin + s * run + i + 1 : ahead + s * run);
     }
-    for (int b = 0; b < vectors.count; ++b) {
-      dot<W, kStreams>(rows, vector(b), matrix.columns, sums, b == 0 ? next : nullptr);
-      for (int s = 0; s < kStreams; ++s) vectors.out[b][begin + s * run + i] = sums[s];
+    const auto keep = [&](int b, const float* sum) {
+      for (int s = 0; s < kStreams; ++s) vectors.out[b][begin + s * run + i] = sum[s];
+    };
+    int b = 0;
+    for (; b + kTogether<W> <= vectors.count; b += kTogether<W>) {
+      dots<W, kStreams>(rows, x + b, matrix.columns, sums, b == 0 ? next : nullptr);
+      for (int v = 0; v < kTogether<W>; ++v) keep(b + v, sums[v]);
+    }
+    for (; b < vectors.count; ++b) {
+      dot<W, kStreams>(rows, x[b], matrix.columns, sums[0], b == 0 ? next : nullptr);
+      keep(b, sums[0]);
     }
   }
   if (const std::int64_t done = begin + kStreams * run; done < end) {
     for (int s = 0; s < kStreams; ++s) rows[s] = row(done + s);
     for (int b = 0; b < vectors.count; ++b) {
-      dot<W, kStreams>(rows, vector(b), matrix.columns, sums);
-      for (std::int64_t i = done; i < end; ++i) vectors.out[b][i] = sums[i - done];
+      dot<W, kStreams>(rows, x[b], matrix.columns, sums[0]);
+      for (std::int64_t i = done; i < end; ++i) vectors.out[b][i] = sums[0][i - done];
     }
   }
 }

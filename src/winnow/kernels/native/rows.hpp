@@ -2,6 +2,7 @@
 //
 //   dot     inner products with one vector            one accumulator per row, so a row's bits do not depend on its
 //                                                     neighbours
+//   dots    the same with a few vectors, each row read once; the bits are those of dot
 //   axpy8   y += a[0] * row 0 + ... + a[7] * row 7    row after row, so a row whose weight is 0 changes no bit;
 //                                                     y stands in pair order, `settle` puts it right
 //
@@ -118,9 +119,9 @@ inline void prefetch_start(Row<W> row, std::int64_t n) {
   for (std::int64_t l = 0; l < n && l < kAhead<W>; l += kLine<W>) prefetch(row + l);
 }
 
-template <int kCount, int kLines, bool kPrefetch, class W, class X>
-inline std::int64_t dot_lines(Sum<W> acc[kCount], const Row<W> rows[kCount], const X* x, std::int64_t i,
-                              std::int64_t n, const Row<W> ahead[kCount]) {
+template <int kCount, int kVectors, int kLines, bool kPrefetch, class W, class X>
+inline std::int64_t dot_lines(Sum<W> acc[kVectors][kRows], const Row<W> rows[kCount], const X* const x[kVectors],
+                              std::int64_t i, std::int64_t n, const Row<W> ahead[kCount]) {
   for (; i + kLines * kLine<W> <= n; i += kLines * kLine<W>) {
 #pragma GCC unroll 8
     for (int r = 0; r < kCount; ++r) {
@@ -128,36 +129,44 @@ inline std::int64_t dot_lines(Sum<W> acc[kCount], const Row<W> rows[kCount], con
       for (std::int64_t l = i; l < i + kLines * kLine<W>; l += kLine<W>) {
         if (kPrefetch) prefetch(ahead[r] + l);
 #pragma GCC unroll 8
-        for (std::int64_t s = l; s < l + kLine<W>; s += kStep<W, X>) acc[r] = step(acc[r], rows[r] + s, x + s);
+        for (std::int64_t s = l; s < l + kLine<W>; s += kStep<W, X>) {
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) acc[v][r] = step(acc[v][r], rows[r] + s, x[v] + s);
+        }
       }
     }
   }
   return i;
 }
 
-template <int kCount, bool kPrefetch, class W, class X>
-inline void dot_loop(const Row<W> rows[kCount], const X* x, std::int64_t n, float out[kRows],
-                     const Row<W> next[kCount]) {
-  Sum<W> acc[kRows];
-  for (auto& a : acc) begin(a);
+template <int kCount, int kVectors, bool kPrefetch, class W, class X>
+inline void dot_loop(const Row<W> rows[kCount], const X* const x[kVectors], std::int64_t n,
+                     float out[kVectors][kRows], const Row<W> next[kCount]) {
+  Sum<W> acc[kVectors][kRows];
+  for (auto& vector : acc) {
+    for (auto& a : vector) begin(a);
+  }
   std::int64_t i = 0;
   Row<W> ahead[kCount];
   if (kPrefetch) {
     const std::int64_t own = own_end<W>(n);
     for (int r = 0; r < kCount; ++r) ahead[r] = rows[r] + kAhead<W>;
-    i = dot_lines<kCount, 2, true, W>(acc, rows, x, i, own, ahead);
-    i = dot_lines<kCount, 1, true, W>(acc, rows, x, i, own, ahead);
+    i = dot_lines<kCount, kVectors, 2, true, W>(acc, rows, x, i, own, ahead);
+    i = dot_lines<kCount, kVectors, 1, true, W>(acc, rows, x, i, own, ahead);
     for (int r = 0; r < kCount; ++r) ahead[r] = next[r] - own;
   }
-  i = dot_lines<kCount, 2, kPrefetch, W>(acc, rows, x, i, n, ahead);
-  i = dot_lines<kCount, 1, kPrefetch, W>(acc, rows, x, i, n, ahead);
-  for (; i + kStep<W, X> <= n; i += kStep<W, X>) {
-    for (int r = 0; r < kCount; ++r) acc[r] = step(acc[r], rows[r] + i, x + i);
+  i = dot_lines<kCount, kVectors, 2, kPrefetch, W>(acc, rows, x, i, n, ahead);
+  i = dot_lines<kCount, kVectors, 1, kPrefetch, W>(acc, rows, x, i, n, ahead);
+  for (int v = 0; v < kVectors; ++v) {
+    std::int64_t j = i;
+    for (; j + kStep<W, X> <= n; j += kStep<W, X>) {
+      for (int r = 0; r < kCount; ++r) acc[v][r] = step(acc[v][r], rows[r] + j, x[v] + j);
+    }
+    if (j < n) {
+      for (int r = 0; r < kCount; ++r) acc[v][r] = step_some(acc[v][r], rows[r] + j, x[v] + j, n - j);
+    }
+    finish(acc[v], x[v], out[v]);
   }
-  if (i < n) {
-    for (int r = 0; r < kCount; ++r) acc[r] = step_some(acc[r], rows[r] + i, x + i, n - i);
-  }
-  finish(acc, x, out);
 }
 
 // out[r] = rows[r] . x for r < kCount <= 8, in room for eight; `next` is null, or what is read after each row.
@@ -167,9 +176,26 @@ inline void dot(const Row<W> rows[kCount], const X* x, std::int64_t n, float out
   if constexpr (kOwnLoops<W>) {
     dot_groups<kCount>(rows, x, n, out, next);
   } else if (next) {
-    dot_loop<kCount, true, W>(rows, x, n, out, next);
+    dot_loop<kCount, 1, true, W>(rows, &x, n, reinterpret_cast<float(*)[kRows]>(out), next);
   } else {
-    dot_loop<kCount, false, W>(rows, x, n, out, next);
+    dot_loop<kCount, 1, false, W>(rows, &x, n, reinterpret_cast<float(*)[kRows]>(out), next);
+  }
+}
+
+// Vectors that `dots` takes: what the registers hold beside four rows.
+template <class W>
+constexpr int kTogether = kOwnLoops<W> ? 1 : kLanes == 16 && !std::is_same_v<W, int8> ? 4 : 2;
+
+// out[v][r] = rows[r] . x[v] for v < kTogether.
+template <class W, int kCount, class X>
+inline void dots(const Row<W> rows[kCount], const X* const x[kTogether<W>], std::int64_t n,
+                 float out[kTogether<W>][kRows], const Row<W> next[kCount] = nullptr) {
+  if constexpr (kTogether<W> == 1) {
+    dot<W, kCount>(rows, x[0], n, out[0], next);
+  } else if (next) {
+    dot_loop<kCount, kTogether<W>, true, W>(rows, x, n, out, next);
+  } else {
+    dot_loop<kCount, kTogether<W>, false, W>(rows, x, n, out, next);
   }
 }
 
