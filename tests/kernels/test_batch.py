@@ -20,6 +20,7 @@ from winnow.kernels import (
     relu,
     silu,
 )
+from winnow.kernels.gathered_linear import by_blocks
 
 WIDTH, HEADS = 160, 7
 LONG = (130, 1280)  # neurons, width: a team's records exceed a window
@@ -93,12 +94,13 @@ def test_gathered_rows(cpu: Cpu, dtype: torch.dtype, batch: int, rng: torch.Gene
 
 
 def test_gathered_columns(cpu: Cpu, dtype: torch.dtype, batch: int, rng: torch.Generator):
-    a, weight = normal(rng, batch, 9 * HEADS).numpy(), matrix(normal(rng, 9 * HEADS, 640), dtype)
+    a = normal(rng, batch, 32 * HEADS).numpy()
+    weight = matrix(by_blocks(normal(rng, 150, 32 * HEADS), HEADS), dtype)
     lists, counts = some(rng, batch, HEADS)
-    bias = normal(rng, 640).numpy()
+    bias = normal(rng, 150).numpy()
     assert holds(
         batch,
-        ((640,), ROOM),
+        ((150,), ROOM),
         call=lambda f, t, out: cpu.gathered_columns(a[f:t], weight, bias, lists[f:t], counts[f:t], out[0]),
     )
 
@@ -151,6 +153,7 @@ def test_gates_and_the_mlp_that_is_given_them(cpu: Cpu, dtype: torch.dtype, batc
 def calls_of(rows: int, lists: list[list[int]]) -> list[Callable[[Calls], None]]:
     """Every call that takes a batch, on `rows` rows and these lists of 4 things."""
     x, out = np.zeros((rows, 32), np.float32), np.zeros((rows, 8), np.float32)
+    long, short = np.zeros((rows, 128), np.float32), np.zeros((rows, 2), np.float32)
     listed, counts = np.array(lists, np.int32), np.full(len(lists), len(lists[0]))
     weight, held = (
         Matrix(torch.zeros(8, 32)),
@@ -158,7 +161,7 @@ def calls_of(rows: int, lists: list[list[int]]) -> list[Callable[[Calls], None]]
     )
     return [
         lambda calls: calls.gathered_rows(x, weight, None, listed, counts, out),
-        lambda calls: calls.gathered_columns(out, weight, None, listed, counts, x),
+        lambda calls: calls.gathered_columns(long, weight, None, listed, counts, short),
         lambda calls: calls.gathered_mlp(x, held, listed, counts, relu, x.copy()),
     ]
 

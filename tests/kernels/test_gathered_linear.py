@@ -9,6 +9,8 @@ from tests.kernels.conftest import opened
 from winnow.base.errors import UsageError
 from winnow.kernels import Cpu, KvBlock, attend, linear, matrix
 from winnow.kernels.gathered_linear import (
+    by_blocks,
+    from_blocks,
     gathered_columns,
     gathered_columns_reference,
     gathered_rows,
@@ -45,17 +47,38 @@ def test_rows_agree_with_their_definition(
     assert_close(y.nan_to_num(), expected.nan_to_num(), relative=rounded, scale=scale)
 
 
-@pytest.mark.parametrize(("n_blocks", "rows", "width"), SIZES)
+@pytest.mark.parametrize("rows", [1, 45, 64])
+@pytest.mark.parametrize(
+    ("n_blocks", "width"), [(1, 32), (7, 64), (3, 96), (5, 128), (2, 256), (3, 512), (2, 1056)]
+)
 @pytest.mark.parametrize("share", LISTS.values(), ids=LISTS)
 def test_columns_agree_with_their_definition(
     cpu: Cpu, held: torch.dtype, n_blocks: int, rows: int, width: int, share: float, rng: torch.Generator
 ):
-    a, weights = normal(rng, n_blocks * rows), matrix(normal(rng, n_blocks * rows, width), held)
+    a, weights = (
+        normal(rng, n_blocks * width),
+        matrix(by_blocks(normal(rng, rows, n_blocks * width), n_blocks), held),
+    )
     blocks = some_blocks(rng, n_blocks, share)
     y = gathered_columns(a, weights, blocks, n_blocks, cpu=cpu)
-    expected = gathered_columns_reference(a.double(), weights.weight, blocks, n_blocks)
-    scale = (weights.weight.double().abs().T @ a.double().abs()).max().item()
-    assert_close(y, expected, scale=scale)
+    meant = from_blocks(weights.weight, n_blocks).double()
+    expected = gathered_columns_reference(a.double(), meant, blocks, n_blocks)
+    scale = meant.abs().sum(-1).max().item() * a.abs().max().item()
+    assert_close(y, expected, relative=0.5 / 127 if held == torch.int4 else 2 * SPLIT, scale=scale)
+
+
+@pytest.mark.parametrize(("rows", "n_blocks"), [(1, 1), (8, 3), (19, 5), (64, 2)])
+def test_blocks_of_columns_come_back_as_they_were(rows: int, n_blocks: int, rng: torch.Generator):
+    weight = normal(rng, rows, 6 * n_blocks)
+    laid_out = by_blocks(weight, n_blocks)
+    assert laid_out.shape == (rows * n_blocks, 6)
+    assert torch.equal(laid_out[0], weight[0, :6])
+    assert torch.equal(from_blocks(laid_out, n_blocks), weight)
+
+
+def test_columns_that_the_blocks_do_not_divide_are_refused(rng: torch.Generator):
+    with pytest.raises(UsageError, match="3 blocks were asked of 16 columns"):
+        by_blocks(normal(rng, 4, 16), 3)
 
 
 def test_listed_rows_have_the_bits_of_the_whole_product(cpu: Cpu, held: torch.dtype, rng: torch.Generator):
@@ -71,7 +94,7 @@ def test_listed_rows_have_the_bits_of_the_whole_product(cpu: Cpu, held: torch.dt
 @pytest.mark.compiled
 def test_threads_do_not_change_a_bit(isa: str, held: torch.dtype, rng: torch.Generator):
     weights, blocks = matrix(normal(rng, 8 * 40, 1184), held), some_blocks(rng, 8, 0.6)
-    x, a = normal(rng, 1184), normal(rng, 8 * 40)
+    x, a = normal(rng, 1184), normal(rng, 8 * 1184)
     rows = gathered_rows(x, weights, blocks, 8, cpu=opened(isa, 1)).nan_to_num()
     columns = gathered_columns(a, weights, blocks, 8, cpu=opened(isa, 1))
     for threads in (2, 3):
@@ -82,11 +105,12 @@ def test_threads_do_not_change_a_bit(isa: str, held: torch.dtype, rng: torch.Gen
 
 
 def test_blocks_that_are_not_listed_are_not_read(cpu: Cpu, rng: torch.Generator):
-    weights = normal(rng, 4 * 8, 64)
-    weights.view(4, 8, 64)[[0, 3]] = torch.nan
+    weights = normal(rng, 20, 4 * 8)
+    weights.view(20, 4, 8)[:, [0, 3]] = torch.nan
     blocks, a = torch.tensor([1, 2], dtype=torch.int32), normal(rng, 32)
     a.view(4, 8)[[0, 3]] = torch.nan
-    assert gathered_columns(a, matrix(weights, torch.float32), blocks, 4, cpu=cpu).isfinite().all()
+    held = matrix(by_blocks(weights, 4), torch.float32)
+    assert gathered_columns(a, held, blocks, 4, cpu=cpu).isfinite().all()
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (5, 1)])
@@ -112,7 +136,7 @@ def test_blocks_outside_the_matrix_are_refused(cpu: Cpu, blocks: list[int]):
     with pytest.raises(UsageError, match="blocks are"):
         gathered_rows(torch.zeros(32), weights, listed, 4, cpu=cpu)
     with pytest.raises(UsageError, match="divisor"):
-        gathered_columns(torch.zeros(8), weights, listed, 3, cpu=cpu)
+        gathered_columns(torch.zeros(96), weights, listed, 3, cpu=cpu)
 
 
 @pytest.mark.compiled
@@ -126,19 +150,29 @@ def test_the_hot_calls_check_their_lists(isa: str, listed: list[int], count: int
     with pytest.raises(ValueError, match=r"0\.\.|divisor"):
         cpu.gathered_rows(x, weights, None, *lists, out)
     with pytest.raises(ValueError, match=r"0\.\.|divisor"):
-        cpu.gathered_columns(out, weights, None, *lists, x)
+        cpu.gathered_columns(
+            np.zeros((1, 128), np.float32), weights, None, *lists, np.zeros((1, 2), np.float32)
+        )
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize(("a", "bias", "out"), [(127, 2, 2), (128, 3, 2), (128, 2, 3)])
+def test_the_hot_call_checks_the_lengths_of_columns(isa: str, a: int, bias: int, out: int):
+    weights, listed = matrix(torch.zeros(8, 32), torch.float32), np.array([[0, 1, 2, 3]], np.int32)
+    arrays = np.zeros((1, a), np.float32), np.zeros(bias, np.float32), np.zeros((1, out), np.float32)
+    with pytest.raises(ValueError, match="expected"):
+        opened(isa, 1).gathered_columns(arrays[0], weights, arrays[1], listed, np.array([4]), arrays[2])
 
 
 def test_biases_are_added_where_something_is_computed(cpu: Cpu, rng: torch.Generator):
     weights, lists = matrix(normal(rng, 8, 64), torch.bfloat16), (np.array([[1, 0]], np.int32), np.array([1]))
-    x, a = normal(rng, 64), normal(rng, 8)
-    for call, given, bias in (
-        (cpu.gathered_rows, x, np.ones(8, np.float32)),
-        (cpu.gathered_columns, a, np.ones(64, np.float32)),
+    for call, given, n_out in (
+        (cpu.gathered_rows, normal(rng, 1, 64).numpy(), 8),
+        (cpu.gathered_columns, normal(rng, 1, 128).numpy(), 4),
     ):
-        with_bias, without = np.zeros((1, len(bias)), np.float32), np.zeros((1, len(bias)), np.float32)
-        call(given[None].numpy(), weights, bias, *lists, with_bias)
-        call(given[None].numpy(), weights, None, *lists, without)
+        with_bias, without = np.zeros((1, n_out), np.float32), np.zeros((1, n_out), np.float32)
+        call(given, weights, np.ones(n_out, np.float32), *lists, with_bias)
+        call(given, weights, None, *lists, without)
         touched = without != 0
         assert np.array_equal(with_bias[touched], without[touched] + 1)
         assert not with_bias[~touched].any()

@@ -25,7 +25,7 @@ from winnow.engine.model import HeadWatch, MlpInputs, dense_mlp, forward, weight
 from winnow.engine.sparsity.predictor import GatePredictor, HeadPredictor, LowRankPredictor, Predictor
 from winnow.engine.sparsity.sparse_heads import silenced
 from winnow.engine.weights import HeadLinear, Layer, Linear, Weights, product
-from winnow.kernels import QuantisedMatrix, matrix
+from winnow.kernels import QuantisedMatrix
 
 OPT_SHAPES = {  # layers, width, heads
     "opt-125m": (12, 768, 12),
@@ -70,7 +70,8 @@ class SyntheticModel:
         """
         if not 0 < density < 1:
             raise UsageError(f"--head-density is {density}; expected a share between 0 and 1.")
-        layers = tuple(replace(layer, out=_by_head(layer.out)) for layer in self.weights.layers)
+        n_heads = self.weights.config.n_kv_heads
+        layers = tuple(replace(layer, out=_by_head(layer.out, n_heads)) for layer in self.weights.layers)
         weights = replace(self.weights, layers=layers)
         return weights, _head_predictors(weights, density, generator(HEAD_SEED))
 
@@ -243,8 +244,8 @@ def _llama_tensors(raw: dict, dtype: torch.dtype, draws: torch.Generator) -> dic
     return tensors
 
 
-def _by_head(out: Linear | HeadLinear) -> HeadLinear:
-    return HeadLinear(matrix(out.matrix.weight.T, out.matrix.dtype), out.bias)
+def _by_head(out: Linear | HeadLinear, n_heads: int) -> HeadLinear:
+    return HeadLinear.of(out.matrix.weight, n_heads, out.matrix.dtype, out.bias)
 
 
 def _head_predictors(

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from winnow.engine.config import ModelConfig
-from winnow.kernels import Activation, AnyMatrix, Calls, Lists, NeuronRecords
+from winnow.kernels import Activation, AnyMatrix, Calls, Lists, NeuronRecords, matrix
+from winnow.kernels.gathered_linear import by_blocks, from_blocks
 
 
 @final
@@ -63,13 +64,30 @@ class Linear:
 @final
 @dataclass(frozen=True, eq=False)
 class HeadLinear:
-    """``y = a @ matrix + bias``: the map behind attention, stored with one row per input.
+    """``y = a @ weight.T + bias``: the map behind attention, stored so that heads left out are not read.
 
-    So the inputs of a head left out are rows not read.
+    int8 holds a scale per output and head; int4 needs a multiple of 32 inputs per head.
     """
 
-    matrix: AnyMatrix  # [M, D]
+    matrix: AnyMatrix  # of n_heads blocks, as `by_blocks` lays them out
+    n_heads: int  # kv heads, each with the inputs of all heads that share it
     bias: Float32[Tensor, " D"] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        weight: Float[Tensor, "D M"],
+        n_heads: int,
+        dtype: torch.dtype,
+        bias: Float32[Tensor, " D"] | None,
+    ) -> "HeadLinear":
+        """Return `weight` laid out for `n_heads` kv heads and rounded to `dtype`."""
+        return cls(matrix(by_blocks(weight, n_heads), dtype), n_heads, bias)
+
+    @property
+    def weight(self) -> Float[Tensor, "D M"]:
+        """The weights that are meant."""
+        return from_blocks(self.matrix.weight, self.n_heads)
 
     @property
     def n_bytes(self) -> int:
@@ -78,7 +96,7 @@ class HeadLinear:
 
     def __call__(self, a: Float32[Tensor, "T M"]) -> Float32[Tensor, "T D"]:
         """Return the product for T rows."""
-        y = product(a, self.matrix.weight.T)
+        y = product(a, self.weight)
         return y if self.bias is None else y + self.bias
 
     def apply(

@@ -87,7 +87,7 @@ class _NativeCalls:
     def gathered_columns(
         self, a: Array, matrix: AnyMatrix, bias: Array | None, blocks: List, count: Cells, out: Array
     ) -> None:
-        """Write the sum of ``a[i] * weight[i]`` over the rows i of those blocks, plus `bias`."""
+        """Write the product with the columns of the listed blocks, plus `bias`."""
         self._native.gathered_columns(a, matrix.handle, bias, blocks, count, out)
         self._keep(a, matrix, bias, blocks, count, out)
 

@@ -120,7 +120,10 @@ class Calls(Protocol):
         count: Cells,
         out: Float32[np.ndarray, "B D"],
     ) -> None:
-        """Write the sum of ``a[i] * weight[i]`` over the rows i of those blocks, plus `bias`."""
+        """Write the product with the columns of a row's first `count` listed blocks, plus `bias`.
+
+        K blocks in all; `matrix` holds the weights [D, M] as `by_blocks` lays them out.
+        """
         ...
 
     def active_set(

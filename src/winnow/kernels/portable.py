@@ -16,6 +16,7 @@ from winnow.kernels.add.reference import add_reference
 from winnow.kernels.cpu import Cell, Cells, Listed
 from winnow.kernels.decode_attention.reference import attend_reference
 from winnow.kernels.gate_set.reference import gate_set_reference
+from winnow.kernels.gathered_linear.layout import from_blocks
 from winnow.kernels.gathered_linear.reference import (
     gathered_columns_reference,
     gathered_rows_reference,
@@ -123,12 +124,13 @@ class _ReferenceCalls:
     def gathered_columns(
         self, a: Array, matrix: AnyMatrix, bias: Array | None, blocks: List, count: Cells, out: Array
     ) -> None:
-        """Write the sum of ``a[i] * weight[i]`` over the rows i of those blocks, plus `bias`."""
+        """Write the product with the columns of the listed blocks, plus `bias`."""
 
         def compute() -> None:
             for one, listed, n, y in zip(a, blocks, count, out, strict=True):
                 chosen = torch.from_numpy(listed[:n])
-                result = gathered_columns_reference(torch.from_numpy(one), matrix.weight, chosen, len(listed))
+                weight = from_blocks(matrix.weight, len(listed))
+                result = gathered_columns_reference(torch.from_numpy(one), weight, chosen, len(listed))
                 _write(y, result if bias is None else result + torch.from_numpy(bias))
 
         self._take(compute)

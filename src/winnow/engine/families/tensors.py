@@ -95,11 +95,12 @@ class Tensors:
         return Linear(self.matrix(*(f"{name}.weight" for name in names)), bias)
 
     def out_map(self, name: str, *, has_bias: bool, by_head: bool) -> Linear | HeadLinear:
-        """Return the map behind attention, stored by its inputs where heads are to be left out."""
+        """Return the map behind attention, stored by heads where heads are to be left out."""
         if not by_head:
             return self.linear(name, has_bias=has_bias)
-        weight = self._read(f"{name}.weight").T
-        return HeadLinear(matrix(weight, self.dtype), self.vector(f"{name}.bias") if has_bias else None)
+        n_heads = self.source.config.n_kv_heads
+        bias = self.vector(f"{name}.bias") if has_bias else None
+        return HeadLinear.of(self._read(f"{name}.weight"), n_heads, self.dtype, bias)
 
     def layer_norm(self, name: str, width: int, eps: float) -> LayerNorm:
         """Return the layer norm called `name`; without stored weights it scales by one and shifts by zero."""

@@ -1,14 +1,15 @@
 """Gathered linear: products with some blocks of a matrix, the others never read.   (floor 1 · kernels)
 
-    gathered_rows      y[i]  = w_i . x + b_i               for the rows i of the listed blocks
-    gathered_columns   y     = sum over those i of a_i w_i, plus b
+    gathered_rows      y[i] = w_i . x                      for the rows i of the listed blocks
+    gathered_columns   y    = weight[:, kept] @ a[kept]    over the columns of the listed blocks
 
-The rows of a matrix are cut into equal blocks, one per head: queries are the first kind, the map behind
-attention, stored with one row per input, is the second. Both read A / K of the matrix, K blocks in all.
-Both raise UsageError for a number of blocks that does not divide the rows and for a block outside it.
+The rows of a matrix are cut into equal blocks, or its columns: one per head. Queries are the first kind, the
+map behind attention is the second. Both read A / K of the matrix, K blocks in all. Both raise UsageError for
+a number of blocks that does not divide the rows or columns and for a block outside it.
 
     reference.py   the definition
-    cpu.cpp        a block per thread; columns per thread
+    layout.py      columns in blocks, laid out so that what is read lies in order
+    cpu.cpp        a block per thread; panels of rows per thread
 """
 
 import torch
@@ -17,19 +18,24 @@ from torch import Tensor
 
 from winnow.kernels.checks import block_list, float32_array
 from winnow.kernels.cpu import Cpu
+from winnow.kernels.gathered_linear.layout import by_blocks, from_blocks
 from winnow.kernels.gathered_linear.reference import gathered_columns_reference, gathered_rows_reference
 from winnow.kernels.matrices import AnyMatrix
 
-__all__ = ["gathered_columns", "gathered_columns_reference", "gathered_rows", "gathered_rows_reference"]
+__all__ = [
+    "by_blocks",
+    "from_blocks",
+    "gathered_columns",
+    "gathered_columns_reference",
+    "gathered_rows",
+    "gathered_rows_reference",
+]
 
 
 def gathered_rows(
     x: Float32[Tensor, " D"], matrix: AnyMatrix, blocks: Int32[Tensor, " A"], n_blocks: int, *, cpu: Cpu
 ) -> Float32[Tensor, " M"]:
-    """Return ``weight @ x`` in the rows of the listed blocks, NaN in the others.
-
-    Exact up to the order of summation: a row has the bits that `linear` gives it.
-    """
+    """Return ``weight @ x`` in the rows of the listed blocks, NaN in the others: the bits of `linear`."""
     n_rows, width = matrix.shape
     out = torch.full((n_rows,), torch.nan)
     listed = block_list(blocks, n_rows, n_blocks)
@@ -40,12 +46,13 @@ def gathered_rows(
 def gathered_columns(
     a: Float32[Tensor, " M"], matrix: AnyMatrix, blocks: Int32[Tensor, " A"], n_blocks: int, *, cpu: Cpu
 ) -> Float32[Tensor, " D"]:
-    """Return the sum of ``a[i] * weight[i]`` over the rows i of the listed blocks.
+    """Return the product over the columns of the listed blocks.
 
-    Exact up to the order of summation, which is that of the list.
+    `matrix` holds ``by_blocks(weight, n_blocks)``. Exact up to the order of summation, that of the list.
     """
     n_rows, width = matrix.shape
-    out = torch.empty(width)
     listed = block_list(blocks, n_rows, n_blocks)
-    cpu.gathered_columns(float32_array("a", a, n_rows)[None], matrix, None, *listed, out[None].numpy())
+    out = torch.empty(n_rows // n_blocks)
+    row = float32_array("a", a, n_blocks * width)[None]
+    cpu.gathered_columns(row, matrix, None, *listed, out[None].numpy())
     return out

@@ -1,4 +1,4 @@
-// Products with some blocks of rows of a matrix: each block's own outputs, or the sum of what the rows add to all.
+// Products with some blocks of a matrix: of its rows, or of its columns.
 //
 // A block is read once for all vectors of a batch that list it. The lists of a batch ascend.
 #include "../linear/product.hpp"
@@ -70,104 +70,132 @@ void gathered_rows(Context& context, const float* x, std::int64_t batch, const M
   run_job(context.pool, listed.size() * rows * row_bytes_of(matrix.dtype, matrix.columns), job);
 }
 
-// The rows of the listed blocks for the vectors that list them, eight at a time: block after block, and all of a block
-// for one vector before the next, whose rows the caches then hold.
+constexpr std::int64_t kPanel = 32;  // rows, as in layout.py
+constexpr std::int64_t kFetchedBytes = 4096;
+
+// A product over the listed blocks of columns. Rows of a panel lie together, block after block: what is read lies in
+// order, whatever is left out, and no two rows have anything between them. Each row is summed in the order of the list.
 template <class W>
-class Eights {
+class Columns {
  public:
-  struct Eight {
-    std::int64_t numbers[kRows];
-    Row<W> places[kRows];
-    std::int64_t vector;
-    int size = 0;
-  };
+  // x: of every listed block, `stride` floats apart
+  Columns(const Matrix& matrix, const Union& listed, std::int64_t blocks, const Vectors& vectors, std::int64_t stride)
+      : matrix_(matrix), listed_(listed), vectors_(vectors), blocks_(blocks), stride_(stride) {}
 
-  Eights(const Matrix& matrix, const Union& listed, std::int64_t batch, std::int64_t rows, std::int64_t begin)
-      : matrix_(matrix), listed_(listed), batch_(batch), rows_(rows), begin_(begin) {
-    find();
-  }
+  std::int64_t panels() const { return (rows() + kPanel - 1) / kPanel; }
 
-  // Their numbers and where they are read from; the last one stands in for those that are missing.
-  void read(Eight& eight) {
-    eight.size = 0;
-    eight.vector = vector_;
-    for (int r = 0; r < kRows; ++r) {
-      if (eight.size == r && at_ < listed_.size() && vector_ == eight.vector) {
-        last_ = listed_.block(at_) * rows_ + row_;
-        ++eight.size;
-        if (++row_ == rows_) {
-          row_ = 0;
-          ++vector_;
-          find();
+  void sum(std::int64_t begin, std::int64_t end, const float* bias) const {
+    const std::int64_t bytes = kPanel * row_bytes_of(matrix_.dtype, matrix_.columns);
+    Place ahead{begin, 0};
+    for (std::int64_t fetched = 0; fetched < kFetchedBytes; fetched += bytes) next(ahead);
+    for (std::int64_t panel = begin; panel < end; ++panel) {
+      Floats totals[kMostBatch][kPanel];
+      for (int b = 0; b < vectors_.count; ++b) {
+        for (auto& total : totals[b]) total = zero();
+      }
+      for (std::int64_t i = 0; i < listed_.size(); ++i) {
+        add({panel, i}, ahead.panel < end ? ahead : Place{panel, i}, totals);
+        next(ahead);
+      }
+      for (int b = 0; b < vectors_.count; ++b) {
+        float sums[kPanel];
+        for (std::int64_t r = 0; r < kPanel; r += kRows) sum8(totals[b] + r, sums + r);
+        for (std::int64_t r = 0; r < size(panel); ++r) {
+          vectors_.out[b][panel * kPanel + r] = sums[r] + (bias ? bias[panel * kPanel + r] : 0.f);
         }
       }
-      eight.numbers[r] = last_;
-      eight.places[r] = row_of<W>(matrix_, last_) + begin_;
     }
   }
 
  private:
-  // The next vector that lists a block, from where we are on.
-  void find() {
-    for (; at_ < listed_.size(); ++at_, vector_ = 0) {
-      for (; vector_ < batch_; ++vector_) {
-        if (listed_.is_of(at_, vector_)) return;
+  struct Place {
+    std::int64_t panel, i;  // the i-th listed block
+  };
+
+  std::int64_t rows() const { return matrix_.rows / blocks_; }
+  std::int64_t size(std::int64_t panel) const {
+    return panel * kPanel + kPanel <= rows() ? kPanel : rows() - panel * kPanel;
+  }
+  std::int64_t first(Place at) const { return at.panel * kPanel * blocks_ + listed_.block(at.i) * size(at.panel); }
+
+  void next(Place& at) const {
+    if (++at.i < listed_.size()) return;
+    at.i = 0;
+    ++at.panel;
+  }
+
+  Row<W> row(std::int64_t i) const { return row_of<W>(matrix_, 0) + i * matrix_.columns; }  // they lie in order
+
+  void fetch(std::int64_t begin) const {
+    const Row<W> at = row(begin);
+    for (std::int64_t l = 0; l < kRows * matrix_.columns; l += kLine<W>) prefetch(at + l);
+    if constexpr (std::is_same_v<W, int4>) prefetch(at.group_scale());
+    if constexpr (std::is_same_v<W, int8>) prefetch(scales() + begin);
+  }
+
+  const float* scales() const { return reinterpret_cast<const float*>(matrix_.scales); }
+
+  void add(Place at, Place ahead, Floats totals[kMostBatch][kPanel]) const {
+    const std::int64_t begin = first(at), n = size(at.panel), begin_ahead = first(ahead), n_ahead = size(ahead.panel);
+    for (std::int64_t at_row = 0; at_row < n; at_row += kRows) {
+      const std::int64_t some = n - at_row < kRows ? n - at_row : kRows;
+      Row<W> rows[kRows];
+      if (at_row + kRows <= n_ahead) fetch(begin_ahead + at_row);
+      for (std::int64_t r = 0; r < kRows; ++r) rows[r] = row(begin + at_row + (r < some ? r : some - 1));
+      for (int b = 0; b < vectors_.count; ++b) {
+        if (!listed_.is_of(at.i, b)) continue;
+        Floats sums[kRows];
+        const auto* x = reinterpret_cast<const Input<W>*>(static_cast<const float*>(vectors_.x[b]) + at.i * stride_);
+        if (some == kRows && add_dots(rows[0], x, matrix_.columns, totals[b] + at_row)) continue;
+        dot_sums<W>(rows, x, matrix_.columns, sums);
+        for (std::int64_t r = 0; r < kRows; ++r) {
+          Floats& total = totals[b][at_row + r];
+          if constexpr (std::is_same_v<W, int8>) {
+            const float scale = scales()[begin + at_row + (r < some ? r : some - 1)];
+            total = fma(sums[r], splat(unit(x) * scale), total);
+          } else {
+            total = total + sums[r];
+          }
+        }
       }
     }
   }
 
   const Matrix& matrix_;
   const Union& listed_;
-  std::int64_t batch_, rows_, begin_, at_ = 0, vector_ = 0, row_ = 0, last_ = 0;
+  const Vectors& vectors_;
+  std::int64_t blocks_, stride_;
 };
 
-// The columns begin..end-1 of the sums, row after row: who works on them changes no bit. begin is a multiple of kPair
-// and of a group.
-template <class W>
-static void add_rows(const float* a, std::int64_t batch, const Matrix& matrix, const float* bias, const Union& listed,
-                     std::int64_t rows, std::int64_t begin, std::int64_t end, float* out) {
-  const std::int64_t width = end - begin;
-  const auto* scales = reinterpret_cast<const float*>(matrix.scales);
-  const auto sums = [&](std::int64_t b) { return out + b * matrix.columns + begin; };
-  for (std::int64_t b = 0; b < batch; ++b) {
-    for (std::int64_t d = 0; d < width; ++d) sums(b)[d] = 0.f;
-  }
-  Eights<W> eights(matrix, listed, batch, rows, begin);
-  // A part of eight rows is short: those fetched while it is added are the ones after the next, or they come too late.
-  typename Eights<W>::Eight ring[3];
-  for (int e = 0; e < 2; ++e) eights.read(ring[e]);
-  for (int now = 0; ring[now].size > 0; now = (now + 1) % 3) {
-    auto &eight = ring[now], &later = ring[(now + 2) % 3];
-    eights.read(later);
-    float weights[kRows];
-    for (int r = 0; r < eight.size; ++r) {
-      weights[r] = a[eight.vector * matrix.rows + eight.numbers[r]];
-      if constexpr (std::is_same_v<W, int8>) weights[r] *= scales[eight.numbers[r] * matrix.scale_stride];
-    }
-    axpy8<W>(eight.places, weights, eight.size, width, sums(eight.vector), later.places);
-  }
-  for (std::int64_t b = 0; b < batch; ++b) {
-    settle<W>(sums(b), width);
-    for (std::int64_t d = 0; bias && d < width; ++d) sums(b)[d] += bias[begin + d];
-  }
-}
-
 void gathered_columns(Context& context, const float* a, std::int64_t batch, const Matrix& matrix, const float* bias,
-                      const Lists& lists, std::int64_t rows, float* out) {
-  constexpr std::int64_t unit = 64, least = 256;  // columns: of a piece's beginning, and of a piece
-  const std::int64_t columns = matrix.columns, wanted = context.pool.threads(), blocks = matrix.rows / rows;
-  const std::int64_t pieces = columns / least < 1 ? 1 : columns / least < wanted ? columns / least : wanted;
-  const auto start = [&](std::int64_t piece) { return piece < pieces ? piece * columns / pieces / unit * unit : columns; };
+                      const Lists& lists, std::int64_t blocks, float* out) {
+  constexpr std::int64_t share = 4;  // panels
   const Union listed(lists, batch, blocks, context.scratch.bytes(1, Union::bytes(lists, blocks)));
-  auto job = [&](Pool& pool) {
-    each_block(pool, 0, pieces, [&](std::int64_t piece) {
-      of_weights(matrix.dtype, [&](auto w) {
-        add_rows<decltype(w)>(a, batch, matrix, bias, listed, rows, start(piece), start(piece + 1), out);
+  const std::int64_t width = matrix.columns, stride = input_floats(width);
+  float* room = context.scratch.floats(0, batch * listed.size() * stride + 1);
+  of_weights(matrix.dtype, [&](auto w) {
+    using W = decltype(w);
+    Vectors vectors;
+    for (std::int64_t b = 0; b < batch; ++b) {
+      float* laid_out = room + b * listed.size() * stride;
+      for (std::int64_t i = 0; i < listed.size(); ++i) {
+        input<W>(a + (b * blocks + listed.block(i)) * width, width, laid_out + i * stride);
+      }
+      vectors.x[b] = laid_out;
+      vectors.out[b] = out + b * (matrix.rows / blocks);
+    }
+    vectors.count = static_cast<int>(batch);
+    const Columns<W> columns(matrix, listed, blocks, vectors, stride);
+    const std::int64_t panels = columns.panels(), pieces = (panels + share - 1) / share;
+    auto job = [&](Pool& pool) {
+      each_block(pool, 0, pieces, [&](std::int64_t piece) {
+        const std::int64_t begin = piece * share, end = begin + share;
+        columns.sum(begin, end < panels ? end : panels, bias);
       });
-    });
-    pool.wait(0, pieces);
-  };
-  run_job(context.pool, listed.size() * rows * row_bytes_of(matrix.dtype, columns), job);
+      pool.wait(0, pieces);
+    };
+    run_job(context.pool, matrix.rows / blocks * listed.size() * row_bytes_of(matrix.dtype, width), job);
+  });
 }
 
 }  // namespace winnow::WINNOW_LEVEL

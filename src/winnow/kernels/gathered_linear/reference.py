@@ -12,7 +12,7 @@ def gathered_rows_reference(
     n_blocks: int,
 ) -> Float[Tensor, " M"]:
     """Return ``weight @ x`` in the rows of the listed blocks, NaN in the others."""
-    kept = _rows(blocks, len(weight), n_blocks)
+    kept = _members(blocks, len(weight), n_blocks)
     y = torch.full((len(weight),), torch.nan, dtype=x.dtype)
     y[kept] = weight[kept].to(x.dtype) @ x
     return y
@@ -20,15 +20,15 @@ def gathered_rows_reference(
 
 def gathered_columns_reference(
     a: Float[Tensor, " M"],
-    weight: Float[Tensor, "M D"],
+    weight: Float[Tensor, "D M"],
     blocks: Int[Tensor, " A"],
     n_blocks: int,
 ) -> Float[Tensor, " D"]:
-    """Return the sum of ``a[i] * weight[i]`` over the rows i of the listed blocks."""
-    kept = _rows(blocks, len(weight), n_blocks)
-    return a[kept] @ weight[kept].to(a.dtype)
+    """Return ``weight[:, kept] @ a[kept]`` where the columns of the listed blocks are kept."""
+    kept = _members(blocks, len(a), n_blocks)
+    return weight[:, kept].to(a.dtype) @ a[kept]
 
 
-def _rows(blocks: Int[Tensor, " A"], n_rows: int, n_blocks: int) -> Tensor:
-    size = n_rows // n_blocks
+def _members(blocks: Int[Tensor, " A"], n_things: int, n_blocks: int) -> Tensor:
+    size = n_things // n_blocks
     return (blocks.long()[:, None] * size + torch.arange(size)).flatten()

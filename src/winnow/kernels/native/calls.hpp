@@ -180,14 +180,16 @@ class Calls {
     });
   }
 
-  void gathered_columns(In2 a, const Matrix& matrix, std::optional<In> bias, Indices2 blocks, Cells count, Out2 out) {
-    check_rows("a", a, matrix.rows, a);
-    check_rows("out", out, matrix.columns, a);
-    if (bias) expect("bias", length(*bias), matrix.columns);
-    const Listed listed(blocks, count, length(a), check_blocks(matrix, length(blocks, 1)));
-    take([this, &matrix, a = a.data(), bias = bias ? bias->data() : nullptr, listed, out = out.data()] {
-      listed.check();
-      kernels_.gathered_columns(context_, a, listed.batch, matrix, bias, listed.lists, matrix.rows / listed.things, out);
+  void gathered_columns(In2 a, const Matrix& matrix, std::optional<In> bias, Indices2 listed, Cells count, Out2 out) {
+    const std::int64_t blocks = check_blocks(matrix, length(listed, 1)), rows = matrix.rows / blocks;
+    check_rows("a", a, blocks * matrix.columns, a);
+    check_rows("out", out, rows, a);
+    expect("a row of the matrix with its gap", matrix.row_stride, matrix.columns);
+    if (bias) expect("bias", length(*bias), rows);
+    const Listed some(listed, count, length(a), blocks);
+    take([this, &matrix, a = a.data(), bias = bias ? bias->data() : nullptr, some, out = out.data()] {
+      some.check();
+      kernels_.gathered_columns(context_, a, some.batch, matrix, bias, some.lists, some.things, out);
     });
   }
 

@@ -85,11 +85,12 @@ struct Kernels {
   // listed: the `count` kv heads to attend with, null for all, which `count` then is
   void (*attend)(Context&, const float* q, std::int64_t heads, const KvBlock&, std::int64_t start, std::int64_t length,
                  float scale, const std::int32_t* listed, std::int64_t count, float* out);
-  // of `rows` rows each, the listed blocks
-  void (*gathered_rows)(Context&, const float* x, std::int64_t batch, const Matrix&, const float* bias, const Lists& blocks,
+  // the listed blocks of `rows` rows each
+  void (*gathered_rows)(Context&, const float* x, std::int64_t batch, const Matrix&, const float* bias, const Lists&,
                         std::int64_t rows, float* out);
-  void (*gathered_columns)(Context&, const float* a, std::int64_t batch, const Matrix&, const float* bias,
-                           const Lists& blocks, std::int64_t rows, float* out);
+  // the listed ones of `blocks` blocks of columns; the matrix holds their rows in the order of gathered_linear
+  void (*gathered_columns)(Context&, const float* a, std::int64_t batch, const Matrix&, const float* bias, const Lists&,
+                           std::int64_t blocks, float* out);
   void (*active_set)(Context&, const float* x, std::int64_t batch, const Matrix& p1, const Matrix& p2, const float* bias,
                      std::int64_t cap, std::int32_t* indices, std::int64_t* count);
   void (*gate_set)(Context&, const float* x, std::int64_t batch, const NeuronRecords&, const float* thresholds,

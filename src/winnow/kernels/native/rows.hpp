@@ -2,6 +2,7 @@
 //
 //   dot     inner products with one vector            one accumulator per row, so a row's bits do not depend on its
 //                                                     neighbours
+//   dot_sums   the same, not yet added up
 //   dots    the same with a few vectors, each row read once; the bits are those of dot
 //   axpy8   y += a[0] * row 0 + ... + a[7] * row 7    row after row, so a row whose weight is 0 changes no bit;
 //                                                     y stands in pair order, `settle` puts it right
@@ -44,12 +45,19 @@ constexpr bool kOwnLoops = false;
 template <>
 inline constexpr bool kOwnLoops<int4> = true;
 inline void lay_out(const float* x, std::int64_t n, Groups* out);
+inline bool add_dots(Int4Row first, const Groups* x, std::int64_t n, Floats sums[8]);
 #endif
 template <int kCount>
-inline void dot_groups(const Int4Row rows[kCount], const Groups* x, std::int64_t n, float out[8],
+inline void dot_groups(const Int4Row rows[kCount], const Groups* x, std::int64_t n, Floats sums[8],
                        const Int4Row next[kCount]);
 template <int kCount>
 inline void axpy_groups(const Int4Row rows[], const float a[], std::int64_t n, float* y, const Int4Row next[8]);
+
+// A level may have a quicker way for eight short rows that follow each other.
+template <class R, class X>
+inline bool add_dots(R, const X*, std::int64_t, Floats*) {
+  return false;
+}
 
 // Calls work(W{}) for the type of weight that a dtype stands for.
 template <class F>
@@ -141,7 +149,7 @@ inline std::int64_t dot_lines(Sum<W> acc[kVectors][kRows], const Row<W> rows[kCo
 
 template <int kCount, int kVectors, bool kPrefetch, class W, class X>
 inline void dot_loop(const Row<W> rows[kCount], const X* const x[kVectors], std::int64_t n,
-                     float out[kVectors][kRows], const Row<W> next[kCount]) {
+                     Floats out[kVectors][kRows], const Row<W> next[kCount]) {
   Sum<W> acc[kVectors][kRows];
   for (auto& vector : acc) {
     for (auto& a : vector) begin(a);
@@ -165,21 +173,36 @@ inline void dot_loop(const Row<W> rows[kCount], const X* const x[kVectors], std:
     if (j < n) {
       for (int r = 0; r < kCount; ++r) acc[v][r] = step_some(acc[v][r], rows[r] + j, x[v] + j, n - j);
     }
-    finish(acc[v], x[v], out[v]);
+    for (int r = 0; r < kRows; ++r) out[v][r] = floats(acc[v][r], x[v]);
   }
 }
 
-// out[r] = rows[r] . x for r < kCount <= 8, in room for eight; `next` is null, or what is read after each row.
+// Vectors whose sum, times unit(x), is rows[r] . x for r < kCount <= 8; `next` is null, or what is read after each row.
 template <class W, int kCount = kRows, class X>
-inline void dot(const Row<W> rows[kCount], const X* x, std::int64_t n, float out[kRows],
-                const Row<W> next[kCount] = nullptr) {
+inline void dot_sums(const Row<W> rows[kCount], const X* x, std::int64_t n, Floats out[kRows],
+                     const Row<W> next[kCount] = nullptr) {
   if constexpr (kOwnLoops<W>) {
     dot_groups<kCount>(rows, x, n, out, next);
   } else if (next) {
-    dot_loop<kCount, 1, true, W>(rows, &x, n, reinterpret_cast<float(*)[kRows]>(out), next);
+    dot_loop<kCount, 1, true, W>(rows, &x, n, reinterpret_cast<Floats(*)[kRows]>(out), next);
   } else {
-    dot_loop<kCount, 1, false, W>(rows, &x, n, reinterpret_cast<float(*)[kRows]>(out), next);
+    dot_loop<kCount, 1, false, W>(rows, &x, n, reinterpret_cast<Floats(*)[kRows]>(out), next);
   }
+}
+
+template <class X>
+inline void add_up(const Floats sums[kRows], const X* x, float out[kRows]) {
+  sum8(sums, out);
+  for (int r = 0; r < kRows; ++r) out[r] *= unit(x);
+}
+
+// out[r] = rows[r] . x, in room for eight.
+template <class W, int kCount = kRows, class X>
+inline void dot(const Row<W> rows[kCount], const X* x, std::int64_t n, float out[kRows],
+                const Row<W> next[kCount] = nullptr) {
+  Floats sums[kRows];
+  dot_sums<W, kCount>(rows, x, n, sums, next);
+  add_up(sums, x, out);
 }
 
 // Vectors that `dots` takes: what the registers hold beside four rows.
@@ -192,10 +215,14 @@ inline void dots(const Row<W> rows[kCount], const X* const x[kTogether<W>], std:
                  float out[kTogether<W>][kRows], const Row<W> next[kCount] = nullptr) {
   if constexpr (kTogether<W> == 1) {
     dot<W, kCount>(rows, x[0], n, out[0], next);
-  } else if (next) {
-    dot_loop<kCount, kTogether<W>, true, W>(rows, x, n, out, next);
   } else {
-    dot_loop<kCount, kTogether<W>, false, W>(rows, x, n, out, next);
+    Floats sums[kTogether<W>][kRows];
+    if (next) {
+      dot_loop<kCount, kTogether<W>, true, W>(rows, x, n, sums, next);
+    } else {
+      dot_loop<kCount, kTogether<W>, false, W>(rows, x, n, sums, next);
+    }
+    for (int v = 0; v < kTogether<W>; ++v) add_up(sums[v], x[v], out[v]);
   }
 }
 

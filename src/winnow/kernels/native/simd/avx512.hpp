@@ -194,20 +194,20 @@ inline ByteSums step_some(ByteSums sum, const int8* w, const Bytes* x, std::int6
 }
 
 template <class X>
-inline void finish(const Floats sums[8], const X*, float out[8]) {
-  sum8(sums, out);
+inline Floats floats(Floats sum, const X*) {
+  return sum;
 }
-inline void finish(const ByteSums sums[8], const Bytes* x, float out[8]) {
+inline Floats floats(ByteSums sum, const Bytes* x) {
   const BytesHead& begin = head(x);
-  Floats totals[8];
-  for (int r = 0; r < 8; ++r) {
-    const __m512 high = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[r].high, begin.high));
-    const __m512 low = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[r].low, begin.low));
-    totals[r].v = _mm512_fmadd_ps(high, _mm512_set1_ps(256.f), low);
-  }
-  sum8(totals, out);
-  for (int r = 0; r < 8; ++r) out[r] *= begin.step;
+  const __m512 high = _mm512_cvtepi32_ps(_mm512_add_epi32(sum.high, begin.high));
+  const __m512 low = _mm512_cvtepi32_ps(_mm512_add_epi32(sum.low, begin.low));
+  return {_mm512_fmadd_ps(high, _mm512_set1_ps(256.f), low)};
 }
+template <class X>
+inline float unit(const X*) {
+  return 1.f;
+}
+inline float unit(const Bytes* x) { return head(x).step; }
 
 template <class W>
 struct InputFor;

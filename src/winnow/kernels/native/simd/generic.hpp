@@ -80,7 +80,8 @@ inline Floats step_some(Floats acc, R w, const float* x, std::int64_t n) {
   return fma(load_some(w, n), load_some(x, n), acc);
 }
 inline void begin(Floats& sum) { sum = zero(); }
-inline void finish(const Floats sums[8], const float*, float out[8]) { sum8(sums, out); }
+inline Floats floats(Floats sum, const float*) { return sum; }
+inline float unit(const float*) { return 1.f; }
 
 template <class W>
 struct InputFor {

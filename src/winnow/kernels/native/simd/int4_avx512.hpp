@@ -88,12 +88,11 @@ inline void dot_pair(const unsigned char* const rows[kCount], const __m512 scale
   }
 }
 
-// out[r] = rows[r] . x; `next` is null, or what is read after each row.
+// Vectors that add up to rows[r] . x; `next` is null, or what is read after each row.
 template <int kCount>
-inline void dot_groups(const Int4Row rows[kCount], const Groups* x, std::int64_t n, float out[kRows],
+inline void dot_groups(const Int4Row rows[kCount], const Groups* x, std::int64_t n, Floats sums[kRows],
                        const Int4Row next[kCount]) {
-  Floats sums[kRows];
-  for (auto& sum : sums) sum = zero();
+  for (int r = kCount; r < kRows; ++r) sums[r] = zero();
   __m512 acc[kCount];
   for (auto& sum : acc) sum = _mm512_setzero_ps();
   for (std::int64_t i = 0; i < n; i += kSuper) {
@@ -117,7 +116,41 @@ inline void dot_groups(const Int4Row rows[kCount], const Groups* x, std::int64_t
     if (groups % 2) dot_pair<kCount, true>(at, scales, x + i, groups / 2, acc);
   }
   for (int r = 0; r < kCount; ++r) sums[r].v = acc[r];
-  sum8(sums, out);
+}
+
+// The same for eight rows of 2, 4, 8 or 16 groups that follow each other, whose scales then fill whole vectors; added to
+// `sums`.
+template <int kGroups>
+inline void dot_short(Int4Row first, const Groups* x, Floats sums[kRows]) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+  const __m512 input = _mm512_permutexvar_ps(_mm512_and_si512(lanes, _mm512_set1_epi32(kGroups - 1)),
+                                             _mm512_loadu_ps(reinterpret_cast<const float*>(x)));
+  const unsigned char* bytes = first.groups + first.at / 2;
+#pragma GCC unroll 8
+  for (int v = 0; v < kGroups / 2; ++v) {
+    const __m512 scales = _mm512_mul_ps(scales16(first.group_scale() + 16 * v, 16), input);
+#pragma GCC unroll 8
+    for (int lane = 0; lane < 16; lane += 2) {
+      const int r = (16 * v + lane) / kGroups, pair = lane % kGroups / 2;
+      const __m512i products = _mm512_dpbusd_epi32(_mm512_loadu_si512(pair_of(x, pair) + 64),
+                                                   pair_bytes<false>(bytes + (8 * v + lane / 2) * kGroup),
+                                                   _mm512_loadu_si512(pair_of(x, pair)));
+      const __m512 scale = _mm512_permutexvar_ps(_mm512_add_epi32(halves, _mm512_set1_epi32(lane)), scales);
+      sums[r].v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sums[r].v);
+    }
+  }
+}
+
+// Adds eight rows of n weights that follow each other, times x, to `sums`; false where n is no length for that.
+inline bool add_dots(Int4Row first, const Groups* x, std::int64_t n, Floats sums[kRows]) {
+  switch (n) {
+    case 64: dot_short<2>(first, x, sums); return true;
+    case 128: dot_short<4>(first, x, sums); return true;
+    case 256: dot_short<8>(first, x, sums); return true;
+    case 512: dot_short<16>(first, x, sums); return true;
+    default: return false;
+  }
 }
 
 // y += a[r] * rows[r], row after row.

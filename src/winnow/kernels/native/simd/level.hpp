@@ -10,7 +10,7 @@
 //   SumFor<W>, begin(sum)      what a product is summed in, and its zero
 //   step(sum, w, x)            sum + w * x over kStep elements
 //   step_some(sum, w, x, n)    the same over the first n elements, reading no others
-//   finish(sums, x, out)       eight sums as eight floats
+//   floats(sum, x), unit(x)    a sum as floats, to be added up and multiplied by the unit
 #pragma once
 
 #include <cstdint>
