@@ -2,8 +2,8 @@
 
 The rival is the same model read by plain torch: every map is `torch.nn.functional.linear` on a contiguous
 bfloat16 weight with its bias, norms, ReLU and residual stream are bfloat16, attention is
-`scaled_dot_product_attention`, causal, over the whole prompt in one piece, and the logits are those of the last
-token. It stores no cache; Winnow does. Its weights are a second copy, made for it.
+`scaled_dot_product_attention`, causal, over the whole prompt in one piece, and the logits are those of the
+last token. It stores no cache; Winnow does. Its weights are a second copy, made for it.
 
 All take turns in one process. A fixed product is timed before and after every turn, and a turn counts only
 where both ran at QUIET of the best: on a shared machine a neighbour halves the speed of everything. The ratio
