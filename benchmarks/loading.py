@@ -1,10 +1,10 @@
 """Loading: seconds from page cache to packed weights, and the memory that a loaded model takes.
 
-A checkpoint of the shape of OPT-1.3B in random bfloat16 is written to a temporary folder, which leaves it in the
-page cache, and loaded in a fresh process per precision. Memory is that of `/proc/self/status`: VmHWM, the most
-that was resident at any time, and VmRSS after loading, both less what Python and torch held before. RssFile, the
-pages of mapped files, is given apart: they are the system's cache and can be dropped, but they count in the
-other two. `packed_bytes` are those of all weights as held, norms aside.
+A checkpoint of the shape of OPT-1.3B in random bfloat16 is written to a temporary folder, which leaves it in
+the page cache, and loaded in a fresh process per precision. Memory is that of `/proc/self/status`: VmHWM, the
+most that was resident at any time, and VmRSS after loading, both less what Python and torch held before.
+RssFile, the pages of mapped files, is given apart: they are the system's cache and can be dropped, but they
+count in the other two. `packed_bytes` are those of all weights as held, norms aside.
 
     python -m benchmarks.loading
 """
