@@ -13,7 +13,7 @@ import time
 import torch
 from benchmarks.recorded import THREADS, machine, record
 
-from winnow.engine import KvCache, prefill
+from winnow.engine import KvCache, Prefill
 from winnow.engine.decode import Decoder
 from winnow.engine.synthetic import synthetic_shape
 from winnow.kernels import int4, open_cpu
@@ -28,10 +28,10 @@ def timed(decoder: Decoder, prompts: list[torch.Tensor]) -> tuple[float, float, 
     """Return tokens per second of all sequences together, bytes per step, and the share of records read."""
     weights = decoder.weights
     caches = [KvCache(weights.config, PROMPT_TOKENS + STEPS + 1, weights.cache_dtype) for _ in prompts]
+    reader = Prefill(weights, decoder.cpu)
     with torch.inference_mode():
         tokens = [
-            int(prefill(weights, prompt, cache).argmax())
-            for prompt, cache in zip(prompts, caches, strict=True)
+            int(reader.read(prompt, cache).argmax()) for prompt, cache in zip(prompts, caches, strict=True)
         ]
     decoding = decoder.start(*caches)
     tokens = decoding.step(*tokens).argmax(-1).tolist()

@@ -30,7 +30,7 @@ sys.exit(main())
 """
 STATIONS = {
     "load": ("winnow.engine.generate", "load_weights"),
-    "prefill": ("winnow.engine.generate", "prefill"),
+    "prefill": ("winnow.engine.prefill", "embed"),
     "convert": ("winnow.engine.convert.rewrite", "write_shards"),
 }
 

@@ -168,3 +168,22 @@ def test_a_large_file_is_hashed_by_samples_that_cover_it(tmp_path: Path) -> None
     before = Checkpoint.open(write(tmp_path, tensors, raw)).content_hash()
     tensors["model.decoder.embed_tokens.weight"] *= 1.01  # every weight moves, as in training
     assert Checkpoint.open(write(tmp_path, tensors, raw)).content_hash() != before
+
+
+def test_a_tensor_that_was_dropped_holds_no_memory(tmp_path: Path) -> None:
+    path = write(tmp_path, {**random_tensors(), "large": torch.ones(4 << 20)})
+    source = Checkpoint.open(path)
+    total = float(source.tensor("large").sum())
+    assert total == 4 << 20
+    assert resident_bytes_of(path) < 4 << 20  # a quarter of what was read
+
+
+def resident_bytes_of(directory: Path) -> int:
+    """Return how much of the files mapped from `directory` counts as this process's memory."""
+    n_bytes, is_ours = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        if "-" in line.split(":")[0].split()[0]:  # the first line of a mapping: its addresses, ..., its file
+            is_ours = str(directory) in line
+        elif is_ours and line.startswith("Rss:"):
+            n_bytes += 1024 * int(line.split()[1])
+    return n_bytes

@@ -10,6 +10,7 @@ from winnow.base.errors import ModelError, UsageError
 from winnow.engine import GenerateOptions, KvCache, SamplingOptions, load
 from winnow.engine.chat import ChatTemplate, Conversation, Message
 from winnow.engine.generate import Engine, Session
+from winnow.engine.prefill import Prefill
 from winnow.engine.sparsity import LowRankPredictor, Plan
 from winnow.engine.sparsity.plan import Provenance
 from winnow.kernels import Matrix
@@ -83,16 +84,14 @@ def test_only_what_is_new_is_read(engine, template):
 
 
 def test_the_prompt_is_computed_for_the_new_tokens_only(engine, monkeypatch):
-    from winnow.engine import generate
-
     computed = []
-    prefill = generate.prefill
+    read = Prefill.read
 
-    def counting(weights, ids, cache):
+    def counting(prefill, ids, cache):
         computed.append(len(ids))
-        return prefill(weights, ids, cache)
+        return read(prefill, ids, cache)
 
-    monkeypatch.setattr(generate, "prefill", counting)
+    monkeypatch.setattr(Prefill, "read", counting)
     conversation = talk(engine)
     for text in SAID:
         said(conversation, text)
@@ -128,19 +127,17 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_was_said(engine, n_pieces)
 
 
 def test_a_prompt_that_is_interrupted_leaves_the_conversation_as_it_was(engine, monkeypatch):
-    from winnow.engine import generate
-
     conversation = talk(engine)
     said(conversation, SAID[0])
     turns = list(conversation.turns)
-    prefill = generate.prefill
+    read = Prefill.read
 
-    def interrupted(weights, ids, cache):
-        prefill(weights, ids[:2], cache)
+    def interrupted(prefill, ids, cache):
+        read(prefill, ids[:2], cache)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "prefill", interrupted)
+        patch.setattr(Prefill, "read", interrupted)
         with pytest.raises(KeyboardInterrupt):
             said(conversation, SAID[1])
     assert conversation.turns == turns

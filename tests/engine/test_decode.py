@@ -11,8 +11,9 @@ from tests.engine.predictors import gates, head_predictors, low_rank
 from tests.engine.tiny import VARIANTS, tiny_model
 from winnow.base.errors import UsageError
 from winnow.base.rng import generator
-from winnow.engine import DictSource, KvCache, forward, load_weights, parse_config, prefill
+from winnow.engine import DictSource, KvCache, forward, load_weights, parse_config
 from winnow.engine.decode import Decoder, Schedule
+from winnow.engine.model import prefill
 from winnow.engine.sparsity import Lookahead, SparseHeads, SparseMlp
 from winnow.engine.synthetic import opt_config, synthetic_model
 from winnow.kernels import open_cpu

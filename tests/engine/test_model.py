@@ -15,11 +15,10 @@ from winnow.engine import (
     forward,
     load_weights,
     parse_config,
-    prefill,
     tensor_shapes,
 )
 from winnow.engine.families.rope import rotary_table, rotate
-from winnow.engine.model import CHUNK, MlpInputs
+from winnow.engine.model import CHUNK, MlpInputs, prefill
 from winnow.engine.weights import Layer, Weights
 
 LLAMA = {
@@ -30,7 +29,7 @@ LLAMA = {
     "num_hidden_layers": 2,
     "intermediate_size": 37,
     "vocab_size": 53,
-    "max_position_embeddings": 700,
+    "max_position_embeddings": 1200,
     "rms_norm_eps": 1e-5,
     "mlp_bias": True,
 }
@@ -41,7 +40,7 @@ OPT = {
     "num_hidden_layers": 2,
     "ffn_dim": 37,
     "vocab_size": 53,
-    "max_position_embeddings": 700,
+    "max_position_embeddings": 1200,
 }
 
 
@@ -69,14 +68,14 @@ def cache_for(weights: Weights, capacity: int) -> KvCache:
 
 @pytest.mark.parametrize("n_tokens", [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 77])
 def test_prefill_in_chunks_is_forward_in_one_piece(weights: Weights, n_tokens: int) -> None:
-    ids, chunked, whole = some_ids(n_tokens), cache_for(weights, 700), cache_for(weights, 700)
+    ids, chunked, whole = some_ids(n_tokens), cache_for(weights, 1200), cache_for(weights, 1200)
     logits = prefill(weights, ids, chunked)
     torch.testing.assert_close(logits, forward(weights, ids, whole)[-1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(chunked.blocks[1].keys, whole.blocks[1].keys, rtol=1e-4, atol=1e-4)
     assert chunked.length == whole.length == n_tokens
 
 
-def test_chunks_end_at_multiples_of_256_wherever_a_prompt_starts(weights: Weights) -> None:
+def test_chunks_end_at_multiples_of_512_wherever_a_prompt_starts(weights: Weights) -> None:
     sizes = []
 
     def record(index: int, layer: Layer, inputs: MlpInputs) -> Tensor:
@@ -84,10 +83,10 @@ def test_chunks_end_at_multiples_of_256_wherever_a_prompt_starts(weights: Weight
             sizes.append(len(inputs.own))
         return dense_mlp(index, layer, inputs)
 
-    cache = cache_for(weights, 700)
+    cache = cache_for(weights, 1200)
     prefill(weights, some_ids(100), cache, mlp=record)
-    prefill(weights, some_ids(500), cache, mlp=record)
-    assert sizes == [100, 156, 256, 88]
+    prefill(weights, some_ids(950), cache, mlp=record)
+    assert sizes == [100, 412, 512, 26]
 
 
 def test_a_prompt_in_two_parts_gives_the_logits_of_the_whole(weights: Weights) -> None:
@@ -178,9 +177,9 @@ def test_a_cache_says_what_it_holds(weights: Weights) -> None:
     assert cache.n_bytes == 2 * config.n_layers * config.n_kv_heads * 10 * config.head_width * 4
 
 
-@pytest.mark.parametrize("capacity", [0, -1, 701, 10**12])
+@pytest.mark.parametrize("capacity", [0, -1, 1201, 10**12])
 def test_a_cache_beyond_the_models_positions_is_refused(weights: Weights, capacity: int) -> None:
-    with pytest.raises(UsageError, match="expected 1 to 700"):
+    with pytest.raises(UsageError, match="expected 1 to 1200"):
         cache_for(weights, capacity)
 
 

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from tests.engine.tiny import VARIANTS, VOCAB_SIZE, Variant, save, tiny_model
 from winnow.base.rng import generator
-from winnow.engine import Checkpoint, KvCache, forward, load_weights, prefill
+from winnow.engine import Checkpoint, KvCache, forward, load_weights
+from winnow.engine.model import prefill
 from winnow.engine.weights import Weights
 
 FP32_BOUND = 2e-5

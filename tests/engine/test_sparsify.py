@@ -22,8 +22,9 @@ from tests.engine.predictors import gates, low_rank
 from tests.engine.tiny import VARIANTS, tiny_model
 from winnow.base.errors import ModelError, UsageError
 from winnow.base.rng import generator
-from winnow.engine import DictSource, KvCache, bundled, load, load_weights, parse_config, prefill
+from winnow.engine import DictSource, KvCache, bundled, load, load_weights, parse_config
 from winnow.engine.decode import Decoder
+from winnow.engine.model import prefill
 from winnow.engine.sparsity import Lookahead, Plan, compare, find_plan, windows
 from winnow.engine.sparsity.plan import Provenance
 from winnow.kernels import open_cpu

@@ -10,6 +10,7 @@
     model.py        the dense definition, in the order of the act
     sparsity/       predictors, plans, their calibration and their fidelity
     decode.py       one token through the kernels, with only the neurons it needs
+    prefill.py      a prompt, many tokens at a time, from the same packed weights
     sampling.py     from logits to a token
     generate.py     prompt in, tokens and their statistics out
     chat/           conversations: a model's template, and turns that share one cache
@@ -24,7 +25,8 @@ from winnow.engine.checkpoint import Checkpoint, DictSource, bundled, find_direc
 from winnow.engine.config import ModelConfig, Rope
 from winnow.engine.families import load_weights, parse_config, tensor_shapes
 from winnow.engine.generate import Completion, Engine, GenerateOptions, load
-from winnow.engine.model import dense_mlp, forward, prefill
+from winnow.engine.model import dense_mlp, forward
+from winnow.engine.prefill import Prefill
 from winnow.engine.sampling import SamplingOptions
 from winnow.engine.tokenizer import StreamDecoder, Tokenizer
 from winnow.engine.weights import Weights
@@ -37,6 +39,7 @@ __all__ = [
     "GenerateOptions",
     "KvCache",
     "ModelConfig",
+    "Prefill",
     "Rope",
     "SamplingOptions",
     "StreamDecoder",
@@ -49,7 +52,6 @@ __all__ = [
     "load",
     "load_weights",
     "parse_config",
-    "prefill",
     "read_config",
     "tensor_shapes",
 ]

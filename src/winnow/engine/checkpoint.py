@@ -101,7 +101,8 @@ class Checkpoint:
         """The tensor called `name`; raises ModelError when its data cannot be read."""
         path = self._file_of[name]
         try:
-            return self._files[path].get_tensor(name)
+            # A map of its own: its pages count as this process's memory until the tensor is dropped.
+            return _open_safetensors(path).get_tensor(name)
         except (SafetensorError, OSError, RuntimeError) as error:
             raise ModelError(
                 f"{path}: {name} cannot be read ({brief(str(error))}). Download it again."

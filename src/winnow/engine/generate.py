@@ -17,7 +17,7 @@ from winnow.engine.cache import KvCache
 from winnow.engine.checkpoint import Checkpoint
 from winnow.engine.decode import DecodeCounts, Decoder
 from winnow.engine.families import load_weights
-from winnow.engine.model import prefill
+from winnow.engine.prefill import Prefill
 from winnow.engine.sampling import SamplingOptions, pick
 from winnow.engine.sparsity import Plan, find_plan, open_plan
 from winnow.engine.tokenizer import StreamDecoder, Tokenizer
@@ -140,6 +140,7 @@ class Engine:
         self.weights = weights
         self.tokenizer = tokenizer
         self.cpu = open_cpu(threads)
+        self.prefill = Prefill(weights, self.cpu)
         self.use_plan(plan)
         self.last_stats: Stats | None = None
 
@@ -249,7 +250,7 @@ class Engine:
         history = session.tokens
         decoding = self.decoder.start(cache)
         with torch_threads(self.cpu.threads), torch.inference_mode():
-            logits = prefill(self.weights, torch.tensor(ids[cache.length :]), cache).numpy()
+            logits = self.prefill.read(torch.tensor(ids[cache.length :]), cache)
         first_s = decode_s = 0.0
         for step in range(options.max_tokens):
             if step:

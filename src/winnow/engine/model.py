@@ -23,7 +23,7 @@ from winnow.kernels import KvBlock
 
 # Prompts are computed in chunks that end at multiples of this position: memory stays bounded, and a prompt
 # is always cut at the same places, whatever else runs.
-CHUNK = 256
+CHUNK = 512
 
 
 @final
@@ -83,7 +83,7 @@ def attention(
     block.keys[:, start:end] = k.transpose(0, 1)
     block.values[:, start:end] = v.transpose(0, 1)
 
-    hidden = _hidden_keys(start, end, layer.window)
+    hidden = hidden_keys(start, end, layer.window)
     q = (q * head_width**-0.5).unflatten(1, (n_kv_heads, -1))  # T, K, H / K, E
     mixed = torch.empty_like(q)
     for head in range(n_kv_heads):
@@ -93,7 +93,7 @@ def attention(
     return layer.out((mixed if watch is None else watch(mixed)).flatten(1))
 
 
-def _hidden_keys(start: int, end: int, window: int | None) -> Tensor:
+def hidden_keys(start: int, end: int, window: int | None) -> Tensor:
     """Say for the queries at start..end-1 which of the keys 0..end-1 they must not see, as [T, S]."""
     query, key = torch.arange(start, end)[:, None], torch.arange(end)
     hidden = key > query
@@ -134,7 +134,7 @@ def hidden(
     Raises UsageError when the tokens do not fit into the cache or the vocabulary.
     """
     config, start = weights.config, cache.length
-    _check_ids(ids, config.vocab_size, cache)
+    check_ids(ids, config.vocab_size, cache)
     x = embed(weights, ids, start)
     rotation = None if config.rope is None else rotary_table(config.rope, config.head_width, start, len(ids))
     below = None
@@ -171,8 +171,8 @@ def forward(
 def prefill(
     weights: Weights, ids: Int64[Tensor, " T"], cache: KvCache, *, mlp: Mlp = dense_mlp
 ) -> Float32[Tensor, " V"]:
-    """Return the logits after the last of the tokens `ids`, computed in chunks of at most 256."""
-    _check_ids(ids, weights.config.vocab_size, cache)
+    """Return the logits after the last of the tokens `ids`, computed in chunks of at most 512."""
+    check_ids(ids, weights.config.vocab_size, cache)
     last = torch.empty(0)
     done = 0
     while done < len(ids):
@@ -182,7 +182,8 @@ def prefill(
     return logits(weights, last)[0]
 
 
-def _check_ids(ids: Tensor, vocab_size: int, cache: KvCache) -> None:
+def check_ids(ids: Tensor, vocab_size: int, cache: KvCache) -> None:
+    """Refuse no tokens, more than the cache has room for, and those that the model does not know."""
     if len(ids) == 0:
         raise UsageError("No tokens were given, expected at least one. Pass a prompt that is not empty.")
     if len(ids) > cache.capacity - cache.length:

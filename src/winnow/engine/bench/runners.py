@@ -10,7 +10,7 @@ import torch
 from winnow.engine.cache import KvCache
 from winnow.engine.decode import Decoder
 from winnow.engine.generate import DTYPES, torch_threads
-from winnow.engine.model import prefill
+from winnow.engine.prefill import Prefill
 from winnow.engine.sparsity.predictor import HeadPredictor, Predictor
 from winnow.engine.weights import Weights
 from winnow.kernels import Cpu
@@ -73,6 +73,7 @@ class WinnowRunner:
         self.vocab_size = vocab_size
         layers = predictors or (None,) * weights.config.n_layers
         self.decoder = Decoder(weights, layers, cpu, heads)
+        self.prefill = Prefill(weights, cpu)
 
     def run(self, prompt: Sequence[int], n_tokens: int) -> Turn:
         """Read `prompt`, decode `n_tokens` greedily from an empty cache."""
@@ -80,7 +81,7 @@ class WinnowRunner:
         started_s = time.perf_counter()
         decoding = self.decoder.start(cache)
         with torch_threads(self.cpu.threads), torch.inference_mode():
-            logits = prefill(self.weights, torch.tensor(list(prompt)), cache).numpy()
+            logits = self.prefill.read(torch.tensor(list(prompt)), cache)
         tokens = [int(logits[: self.vocab_size].argmax())]
         first_s = time.perf_counter()
         for _ in range(n_tokens - 1):

@@ -1,0 +1,113 @@
+"""Loading: seconds from page cache to packed weights, and the memory that a loaded model takes.
+
+A checkpoint of the shape of OPT-1.3B in random bfloat16 is written to a temporary folder, which leaves it in
+the page cache, and loaded in a fresh process per precision. Memory is that of `/proc/self/status`: VmHWM, the
+most that was resident at any time, and VmRSS after loading, both less what Python and torch held before.
+RssFile, the pages of mapped files, is given apart: they are the system's cache and can be dropped, but they
+count in the other two. `packed_bytes` are those of all weights as held, norms aside.
+
+    python -m benchmarks.loading
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from benchmarks.recorded import THREADS, machine, record
+from safetensors.torch import save_file
+from torch import Tensor
+
+from winnow.base.rng import generator
+from winnow.engine import Checkpoint, Weights, load_weights, parse_config, tensor_shapes
+from winnow.engine.generate import DTYPES
+from winnow.engine.synthetic import shape_config
+from winnow.engine.weights import Layer
+
+SHAPE = "opt-1.3b"
+PRECISIONS = ("bf16", "int8", "int4")
+REPEATS = 3
+
+
+def write(directory: Path) -> None:
+    """Write config and weights."""
+    raw, draws = shape_config(SHAPE), generator(7)
+    tensors = {
+        name: torch.empty(shape, dtype=torch.bfloat16).normal_(generator=draws) * 0.02
+        for name, shape in tensor_shapes(parse_config(raw)).items()
+    }
+    (directory / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    save_file(tensors, directory / "model.safetensors")
+
+
+def resident() -> dict[str, int]:
+    """Return the process's memory in bytes, by the kernel's names."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    table = dict(line.split(":", 1) for line in lines)
+    return {name: 1024 * int(table[name].split()[0]) for name in ("VmHWM", "VmRSS", "RssFile")}
+
+
+def packed_bytes(weights: Weights) -> int:
+    """Return the bytes of all that a model holds, once."""
+    maps = [each for each in (weights.project_in, weights.project_out) if each is not None]
+    head = 0 if weights.head.matrix is weights.embed else weights.head.n_bytes
+    positions = 0 if weights.positions is None else weights.positions.nbytes
+    layers = sum(_layer_bytes(layer) for layer in weights.layers)
+    return weights.embed.n_bytes + positions + sum(each.n_bytes for each in maps) + head + layers
+
+
+def _layer_bytes(layer: Layer) -> int:
+    vectors: list[Tensor | None] = [layer.mlp_bias, layer.qkv.bias, layer.out.bias]
+    held = layer.mlp.storage.nbytes + layer.qkv.n_bytes + layer.out.n_bytes
+    return held + sum(each.nbytes for each in vectors if each is not None)
+
+
+def load_once(directory: str, precision: str) -> dict:
+    """Load in this process and return seconds and bytes."""
+    torch.set_num_threads(THREADS)
+    before, started = resident(), time.perf_counter()
+    weights = load_weights(Checkpoint.open(directory), DTYPES[precision])
+    seconds, after, packed = time.perf_counter() - started, resident(), packed_bytes(weights)
+    return {
+        "dtype": precision,
+        "seconds": seconds,
+        "packed_bytes": packed,
+        "base_bytes": before["VmRSS"],
+        "peak_bytes": after["VmHWM"] - before["VmRSS"],
+        "resident_bytes": after["VmRSS"] - before["VmRSS"],
+        "mapped_bytes": after["RssFile"] - before["RssFile"],
+        "peak_of_packed": (after["VmHWM"] - before["VmRSS"]) / packed,
+        "resident_of_packed": (after["VmRSS"] - before["VmRSS"]) / packed,
+    }
+
+
+def fresh(directory: Path, precision: str) -> dict:
+    """Return what `load_once` finds in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.loading", str(directory), precision]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    """Write loading.json: medians of the seconds, the largest of the bytes."""
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
+        write(directory)
+        for precision in PRECISIONS:
+            found = [fresh(directory, precision) for _ in range(REPEATS)]
+            row = max(found, key=lambda each: each["peak_bytes"])
+            rows.append(row | {"seconds": statistics.median(each["seconds"] for each in found)})
+            print(rows[-1], flush=True)
+    record("loading", {"machine": machine(), "shape": SHAPE, "rows": rows})
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps(load_once(*sys.argv[1:])))
+    else:
+        main()
