@@ -43,6 +43,8 @@ COLUMNS = {
     "head_density": Column("head density", ".2f"),
     "prompt_tokens": Column("prompt", "d"),
     "tokens_per_second": Column("tokens/s", ".1f"),
+    "tokens_per_second_min": Column("slowest", ".1f"),
+    "tokens_per_second_max": Column("fastest", ".1f"),
     "ms_per_token": Column("ms/token", ".1f"),
     "ttft_s": Column("first token, s", ".2f"),
     "bytes_per_token": Column("MB/token", ".1f", 1e6),
