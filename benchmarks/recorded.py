@@ -39,6 +39,8 @@ def record(name: str, result: dict) -> None:
     """Write `result` to benchmarks/results; a void one is refused and changes nothing."""
     if result.get("void"):
         raise SystemExit(f"{name}: void ({result.get('failures') or 'the machine was disturbed'}); run again")
-    with replacing(RESULTS / f"{name}.json") as draft:
+    target = RESULTS / f"{name}.json"
+    target.parent.mkdir(exist_ok=True)
+    with replacing(target) as draft:
         draft.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"{name}: written")

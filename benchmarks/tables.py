@@ -43,6 +43,8 @@ COLUMNS = {
     "head_density": Column("head density", ".2f"),
     "prompt_tokens": Column("prompt", "d"),
     "tokens_per_second": Column("tokens/s", ".1f"),
+    "tokens_per_second_min": Column("slowest", ".1f"),
+    "tokens_per_second_max": Column("fastest", ".1f"),
     "ms_per_token": Column("ms/token", ".1f"),
     "of_torch": Column("of torch", ".2f"),
     "seconds": Column("seconds", ".1f"),
@@ -62,6 +64,17 @@ COLUMNS = {
     "kld_mean": Column("mean KLD, nats", ".1e"),
     "kld_p999": Column("KLD 99.9 %, nats", ".1e"),
     "same_top": Column("same top token", ".2%"),
+    "against": Column("against"),
+    "measured_ratio": Column("times as fast", ".2f"),
+    "asked_ratio": Column("asked", ".1f"),
+    "asked_share": Column("asked", ".0%"),
+    "is_met": Column("met"),
+    "slower_by": Column("times as slow", ".2f"),
+    "kv_growth_bytes": Column("more MB", ".1f", 1e6),
+    "growth_ms": Column("more ms", ".2f"),
+    "kv_growth_limit_ms": Column("more ms at the memory limit", ".2f"),
+    "bytes_growth_ratio": Column("growth of bytes, sparse / dense", ".2f"),
+    "time_growth_ratio": Column("growth of time, sparse / dense", ".2f"),
     "ppl": Column("perplexity", ".2f"),
     "ppl_dense": Column("perplexity, dense", ".3f"),
     "ppl_sparse": Column("perplexity, sparse", ".3f"),
@@ -134,6 +147,8 @@ def table(rows: list[dict[str, Any]], fields: list[str]) -> str:
 def _cell(value: Any, column: Column) -> str:
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return format(value / column.unit if column.unit != 1 else value, column.form)
 
 

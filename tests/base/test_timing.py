@@ -68,7 +68,8 @@ def test_the_commit_names_the_checkout_and_says_when_what_runs_has_changes(tmp_p
     git(tmp_path, "init", "-q")
     results = tmp_path / "benchmarks/results"
     results.mkdir(parents=True)
-    for file in (tmp_path / "a", tmp_path / "README.md", results / "r.json"):
+    (tmp_path / "docs").mkdir()
+    for file in (tmp_path / "a", tmp_path / "README.md", tmp_path / "docs/p.svg", results / "r.json"):
         file.write_text("1")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "x")
@@ -76,6 +77,7 @@ def test_the_commit_names_the_checkout_and_says_when_what_runs_has_changes(tmp_p
     head = git(tmp_path, "rev-parse", "HEAD")
     assert commit(tmp_path) == head[:12]
     (tmp_path / "README.md").write_text("2")
+    (tmp_path / "docs/p.svg").write_text("2")
     (results / "r.json").write_text("2")
     assert commit(tmp_path) == head[:12]
     (tmp_path / "a").write_text("2")

@@ -1,6 +1,7 @@
 import json
 import sys
 from types import ModuleType
+from xml.etree import ElementTree
 
 import pytest
 
@@ -65,6 +66,18 @@ def test_shape_is_random_and_its_density_is_the_one_asked_for(winnow, tiny_shape
     assert ran.err.count("this run is void: ") == len(report["failures"])
 
 
+def test_markdown_and_a_picture_hold_every_engine(winnow, planned, tmp_path):
+    picture = tmp_path / "race.svg"
+    lines = winnow("bench", planned, *SHORT, "--markdown", "--svg", picture).out.splitlines()
+    table = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    assert [row[0] for row in table] == ["engine", "---", "winnow-dense", "winnow-sparse"]
+    assert {len(row) for row in table} == {14}
+    assert table[0][-1] == "RSS, all"
+    assert table[2][-1].endswith("MB")
+    texts = [text.text for text in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"winnow-dense bf16", "winnow-sparse bf16", "bytes read per token"} <= set(texts)
+
+
 def test_prompt_is_the_beginning_of_the_text(winnow, model, held_out, tmp_path):
     assert winnow("bench", model, *SHORT, "--text", held_out).code == 0
     (tmp_path / "short.txt").write_text("wind")
@@ -79,6 +92,8 @@ def test_prompt_is_the_beginning_of_the_text(winnow, model, held_out, tmp_path):
         (("--shape", "tiny", "--density", "1.5"), "--density is 1.5"),
         (("--shape", "tiny", "--density", "nan"), "--density is nan"),
         (("a-model", "--shape", "tiny"), "received MODEL and --shape"),
+        (("--shape", "tiny", "--json", "--markdown"), "received --json and --markdown"),
+        (("--shape", "tiny", "--svg", "race.png"), "--svg race.png does not end in .svg"),
     ],
 )
 def test_benches_that_mean_nothing_are_refused(winnow, tiny_shape, options, says):
@@ -160,6 +175,37 @@ def test_peers_run_beside_and_the_report_says_what_differs(winnow, tiny_shape, p
     assert Peer.opened == 0
 
 
+def test_llama_cpp_runs_in_a_precision_of_its_own(winnow, tiny_shape, peers):
+    # Peer expects to be given int8, which --dtype does not say.
+    line = (
+        "bench",
+        "--shape",
+        tiny_shape,
+        *SHORT,
+        "--dtype",
+        "int4",
+        "--against",
+        "llama.cpp:q8_0",
+        "--json",
+    )
+    report = json.loads(winnow(*line).out)
+    assert [row["dtype"] for row in report["rows"]] == ["int4", "int4", "Q8_0"]
+    assert any("holds int8 as Q8_0" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize(
+    ("against", "says"),
+    [
+        ("llama.cpp:q5_1", "expected one of llama.cpp:bf16, llama.cpp:q8_0, llama.cpp:q4_0"),
+        ("hf:q4_0", "'hf:q4_0' is unknown"),
+        ("llama.cpp:", "'llama.cpp:' is unknown"),
+        ("llama.cpp,llama.cpp:q4_0", "llama.cpp is named twice"),
+    ],
+)
+def test_precisions_that_no_engine_has_are_refused(winnow, tiny_shape, against, says):
+    assert_one_line(winnow("bench", "--shape", tiny_shape, "--against", against), 2, says)
+
+
 def test_a_peer_is_closed_when_the_race_fails(winnow, tiny_shape, peers, monkeypatch):
     monkeypatch.setattr(Peer, "fails", True)
     line = ("bench", "--shape", tiny_shape, *SHORT, "--dtype", "int8", "--against", "llama.cpp")
@@ -172,7 +218,7 @@ def test_a_shape_needs_room_for_the_copies_of_its_rivals(winnow, tiny_shape, pee
     monkeypatch.setattr("winnow.base.room.ROOT", tmp_path)
     line = ("bench", "--shape", tiny_shape, *SHORT, "--dtype", "int8", "--against")
     n_weights = 50272 * 64 + 2050 * 64 + 2 * 12 * 64 * 64
-    (tmp_path / "proc/meminfo").write_text(f"MemAvailable: {n_weights * 4.5 // 1024:.0f} kB\n")
+    (tmp_path / "proc/meminfo").write_text(f"MemAvailable: {n_weights * 2.5 // 1024:.0f} kB\n")
     assert winnow(*line, "llama.cpp").code in (0, 1)
     assert_one_line(winnow(*line, "llama.cpp,ctranslate2"), 4, "tiny needs")
 

@@ -85,8 +85,9 @@ def test_a_line_that_does_not_parse_ends_in_one_line(winnow, line, says):
 
 
 def test_several_engines_are_separated_by_commas():
-    assert read_command_line(["bench", "--against", "ctranslate2, hf"]).against == ("ctranslate2", "hf")
-    assert read_command_line(["bench"]).against == ()
+    line = ["bench", "--against", "ctranslate2, hf,llama.cpp:q8_0"]
+    assert read_command_line(line).against == {"ctranslate2": "", "hf": "", "llama.cpp": "int8"}
+    assert read_command_line(["bench"]).against == {}
 
 
 def test_errors_of_the_parser_are_raised_not_printed():

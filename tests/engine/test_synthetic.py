@@ -42,6 +42,17 @@ def test_the_asked_share_of_neurons_fires(density, rng):
     assert measured.mlp_density == pytest.approx(density, abs=0.02)
 
 
+@pytest.mark.parametrize("raw", [opt_config(2, 64, 4, vocab_size=500), TINY_LLAMA], ids=["opt", "llama"])
+def test_a_tensor_is_the_same_whenever_it_is_read_and_no_other_is(raw):
+    source = synthetic_model(raw, torch.bfloat16, 0.1, seed=4).source
+    names = [name for name in source.names() if source.tensor(name).ndim == 2]
+    for name in names:
+        tensor = source.tensor(name)
+        assert torch.equal(tensor, source.tensor(name))
+        assert source.describe(name) == (tuple(tensor.shape), "BF16")
+    assert len({source.tensor(name).flatten()[:8].double().sum().item() for name in names}) == len(names)
+
+
 def greedily(model, n_tokens) -> tuple[list[int], float]:
     """The likeliest tokens after one token, and the share of neurons that they took."""
     cache = KvCache(model.weights.config, n_tokens, model.weights.embed.dtype)

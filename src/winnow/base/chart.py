@@ -1,6 +1,6 @@
-"""Chart: points and a line between them as a self-contained SVG.   (floor 0 · base)
+"""Chart: the page of a self-contained SVG, and points joined by a line on it.   (floor 0 · base)
 
-One kind of chart: a share from 0 % to 100 % to the right, a positive quantity on a logarithmic scale upward.
+A share chart has a share from 0 % to 100 % to the right, a positive quantity on a logarithmic scale upward.
 No script, no font and no picture from elsewhere; every text is escaped.
 """
 
@@ -58,12 +58,35 @@ def share_chart(words: Words, points: Sequence[Point]) -> str:
         raise UsageError(f"A chart cannot show {wrong[0].quantity}; expected a positive number.")
     ordered = sorted(points, key=lambda point: point.share)
     scale = _Scale(ordered)
-    parts = [*_frame(words), *_grid(scale), *_curve(ordered, scale), *_labels(ordered, scale)]
+    return page(words, [*_grid(scale), *_curve(ordered, scale), *_labels(ordered, scale)])
+
+
+def page(words: Words, parts: Sequence[str]) -> str:
+    """Return the SVG that holds `parts` inside the margins and `words` around them."""
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{escape(words.title)}">'
     )
-    return "\n".join([head, f"<style>{STYLE}</style>", *parts, "</svg>", ""])
+    return "\n".join([head, f"<style>{STYLE}</style>", *_frame(words), *parts, "</svg>", ""])
+
+
+def text(x: float | int, y: float | int, words: str, style: str, anchor: str = "start") -> str:
+    """Return one line of text in a class of the page's style; `y` is its base line."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def line(start: Place, end: Place, colour: str, width: float | int = 1) -> str:
+    """Return a straight line."""
+    (x1, y1), (x2, y2) = start, end
+    drawn = f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"'
+    return f"{drawn}/>" if width == 1 else f'{drawn} stroke-width="{width}"/>'
+
+
+def dot(place: Place, *, is_marked: bool) -> str:
+    """Return the mark of a measurement."""
+    (x, y), radius, colour = place, 6.5 if is_marked else 4, MARK if is_marked else LINE
+    at = f'cx="{x:.1f}" cy="{y:.1f}" r="{radius}"'
+    return f'<circle {at} fill="{colour}" stroke="#ffffff" stroke-width="1.5"/>'
 
 
 class _Scale:
@@ -87,11 +110,11 @@ def _frame(words: Words) -> list[str]:
     middle = (TOP + HEIGHT - BOTTOM) / 2
     return [
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        _text(LEFT, 30, words.title, "title"),
-        _text(LEFT, 52, words.note, "note"),
-        _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 18, words.across, "axis", "middle"),
+        text(LEFT, 30, words.title, "title"),
+        text(LEFT, 52, words.note, "note"),
+        text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 18, words.across, "axis", "middle"),
         f'<g transform="translate(24 {middle:.1f}) rotate(-90)">'
-        + _text(0, 0, words.upward, "axis", "middle")
+        + text(0, 0, words.upward, "axis", "middle")
         + "</g>",
     ]
 
@@ -101,28 +124,24 @@ def _grid(scale: _Scale) -> list[str]:
     parts = []
     for decade in range(scale.lowest, scale.highest + 1):
         y = scale.y(10.0**decade)
-        parts.append(_line((LEFT, y), (right, y), "#d5dae1"))
+        parts.append(line((LEFT, y), (right, y), "#d5dae1"))
         parts.append(_power(LEFT - 10, y + 4, decade))
         is_roomy = scale.highest - scale.lowest <= 4
         steps = range(2, 10) if decade < scale.highest and is_roomy else ()
         parts += [
-            _line((LEFT, at), (right, at), "#f0f2f5") for at in (scale.y(n * 10.0**decade) for n in steps)
+            line((LEFT, at), (right, at), "#f0f2f5") for at in (scale.y(n * 10.0**decade) for n in steps)
         ]
     for tenth in range(0, math.floor(10 * scale.widest + 1e-9) + 1, 2 if scale.widest < 2.5 else 10):
         x = scale.x(tenth / 10)
-        parts.append(_line((x, TOP), (x, bottom), "#e6e9ee"))
-        parts.append(_text(x, bottom + 19, f"{10 * tenth} %", "tick", "middle"))
-    return [*parts, _line((LEFT, bottom), (right, bottom), FAINT), _line((LEFT, TOP), (LEFT, bottom), FAINT)]
+        parts.append(line((x, TOP), (x, bottom), "#e6e9ee"))
+        parts.append(text(x, bottom + 19, f"{10 * tenth} %", "tick", "middle"))
+    return [*parts, line((LEFT, bottom), (right, bottom), FAINT), line((LEFT, TOP), (LEFT, bottom), FAINT)]
 
 
 def _curve(points: Sequence[Point], scale: _Scale) -> list[str]:
     places = [(scale.x(point.share), scale.y(point.quantity)) for point in points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    dots = [
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{6.5 if point.is_marked else 4}" '
-        f'fill="{MARK if point.is_marked else LINE}" stroke="#ffffff" stroke-width="1.5"/>'
-        for point, (x, y) in zip(points, places, strict=True)
-    ]
+    dots = [dot(place, is_marked=point.is_marked) for point, place in zip(points, places, strict=True)]
     return [
         f'<polyline points="{path}" fill="none" stroke="{LINE}" stroke-width="2" stroke-linejoin="round"/>',
         *dots,
@@ -136,20 +155,11 @@ def _labels(points: Sequence[Point], scale: _Scale) -> list[str]:
         x, y = scale.x(point.share), scale.y(point.quantity)
         is_late = x + 10 + 6.5 * len(point.label) > WIDTH - RIGHT
         anchor, across, up = ("end", 2, 14) if is_late else ("start", 9, 8)
-        parts.append(_text(x + across, max(y - up, TOP + 12), point.label, "point", anchor))
+        parts.append(text(x + across, max(y - up, TOP + 12), point.label, "point", anchor))
     return parts
-
-
-def _text(x: float | int, y: float | int, text: str, style: str, anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _power(x: float | int, y: float | int, decade: int) -> str:
     """Write 10 to the `decade`, the exponent raised."""
     raised = f'<tspan dy="-5" font-size="9.5">{decade}</tspan>'
     return f'<text x="{x:.1f}" y="{y:.1f}" class="tick" text-anchor="end">10{raised}</text>'
-
-
-def _line(start: Place, end: Place, colour: str) -> str:
-    (x1, y1), (x2, y2) = start, end
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"/>'

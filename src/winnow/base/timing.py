@@ -83,7 +83,7 @@ def commit(checkout: Path = Path(__file__).parents[3]) -> str:
     """
     if not (checkout / ".git").exists():
         return "unknown"
-    running = ("--", ".", ":(exclude)benchmarks/results", ":(exclude)*.md")
+    running = ("--", ".", ":(exclude)benchmarks/results", ":(exclude)*.md", ":(exclude)docs/*.svg")
     try:
         head = _git(checkout, "rev-parse", "--short=12", "HEAD")
         changes = _git(checkout, "status", "--porcelain", "--untracked-files=no", *running)

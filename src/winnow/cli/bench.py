@@ -3,22 +3,26 @@
 import argparse
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
+from winnow.base.chart import Words
 from winnow.base.errors import UsageError
+from winnow.base.files import replacing
 from winnow.base.progress import Progress
 from winnow.base.rng import generator
+from winnow.base.roofline import Measurement, roofline
 from winnow.base.room import check_memory
 from winnow.cli.failures import say
 from winnow.cli.opening import open_checkpoint, open_engine, read_text
 from winnow.cli.rivals import Setting, native, open_native
-from winnow.cli.show import quantity, share, show_json, show_table
+from winnow.cli.show import quantity, share, show_json, show_markdown, show_table
 from winnow.engine import parse_config, tensor_shapes
-from winnow.engine.bench import BenchOptions, BenchReport, Expected, Runner, WinnowRunner, race
+from winnow.engine.bench import BenchOptions, BenchReport, Expected, Row, Runner, WinnowRunner, race
 from winnow.engine.checkpoint import WEIGHT_BYTES
 from winnow.engine.generate import DTYPES
 from winnow.engine.synthetic import shape_config, synthetic_shape
@@ -49,6 +53,7 @@ COLUMNS = (
     "bytes/token",
     "GB/s",
     "of bandwidth",
+    "RSS, all",
 )
 
 
@@ -68,16 +73,22 @@ def run(arguments: argparse.Namespace) -> int:
     """Let the engines take turns and print their medians; 1 when the run contradicts itself."""
     if arguments.shape is not None and arguments.model is not None:
         raise UsageError("received MODEL and --shape; expected one of them.")
+    if arguments.json and arguments.markdown:
+        raise UsageError("received --json and --markdown; expected one of them.")
+    if arguments.svg is not None and arguments.svg.suffix != ".svg":
+        raise UsageError(f"--svg {arguments.svg} does not end in .svg; name the file race.svg, say.")
     with ExitStack() as held:
         field = _shape(arguments, held) if arguments.shape is not None else _checkpoint(arguments, held)
         options = BenchOptions(field.name, arguments.prompt_tokens, arguments.max_tokens, arguments.repeats)
         progress = Progress(f"timing {field.name}", options.repeats + 1, quiet=arguments.quiet)
         report = race(field.runners, field.prompt, field.cpu, options, progress.update, field.expected)
     report = replace(report, notes=(*report.notes, *field.notes))
+    if arguments.svg is not None:
+        _draw(arguments.svg, report)
     if arguments.json:
         show_json(report.to_json())
     else:
-        _show(report)
+        _show(report, show_markdown if arguments.markdown else show_table)
     for failure in report.failures:
         say(f"this run is void: {failure}.")
     return 1 if report.failures else 0
@@ -98,8 +109,9 @@ def _checkpoint(arguments: argparse.Namespace, held: ExitStack) -> _Field:
 
         hf = hf_from_directory(directory, _float(DTYPES[arguments.dtype]))
         runners.append(HfRunner(hf, engine.cpu.threads, vocab_size))
-    check_memory(len(engines) * checkpoint.memory_bytes(DTYPES[arguments.dtype]), " and ".join(engines))
-    rivals = open_native(engines, checkpoint, _setting(arguments, engine.cpu, vocab_size), held)
+    copies = [checkpoint.memory_bytes(dtype) for dtype in _native_dtypes(arguments, engines)]
+    check_memory(sum(copies), " and ".join(engines))
+    rivals = open_native(arguments.against, checkpoint, _setting(arguments, engine.cpu, vocab_size), held)
     text = OPENING if arguments.text is None else read_text(arguments.text)
     prompt = engine.tokenizer.encode(text)[: arguments.prompt_tokens]
     if len(prompt) < arguments.prompt_tokens:
@@ -113,8 +125,9 @@ def _shape(arguments: argparse.Namespace, held: ExitStack) -> _Field:
     engines = native(arguments.against)
     dtype = DTYPES[arguments.dtype]
     shapes = tensor_shapes(parse_config(shape_config(arguments.shape)))
-    # The tensors are held as a checkpoint has them, packed for the kernels, and once by each native rival.
-    n_bytes = _float(dtype).itemsize + (1 + len(engines)) * WEIGHT_BYTES[dtype]
+    # Held packed for the kernels, once by each native rival and once by transformers.
+    n_bytes = WEIGHT_BYTES[dtype] + sum(WEIGHT_BYTES[each] for each in _native_dtypes(arguments, engines))
+    n_bytes += _float(dtype).itemsize if "hf" in arguments.against else 0
     check_memory(math.ceil(n_bytes * sum(map(math.prod, shapes.values()))), arguments.shape)
     model = synthetic_shape(arguments.shape, dtype, arguments.density, seed=0)
     cpu = open_cpu(arguments.threads or len(os.sched_getaffinity(0)))
@@ -130,10 +143,14 @@ def _shape(arguments: argparse.Namespace, held: ExitStack) -> _Field:
 
         hf = hf_from_source(model.source, model.raw_config, _float(dtype))
         runners.append(HfRunner(hf, cpu.threads, vocab_size))
-    rivals = open_native(engines, model.source, _setting(arguments, cpu, vocab_size), held)
+    rivals = open_native(arguments.against, model.source, _setting(arguments, cpu, vocab_size), held)
     prompt = torch.randint(vocab_size, (arguments.prompt_tokens,), generator=generator(1)).tolist()
     expected = Expected(arguments.density, model.is_exact and share == 1, share)
     return _Field(arguments.shape, [*runners, *rivals.runners], prompt, cpu, expected, rivals.notes)
+
+
+def _native_dtypes(arguments: argparse.Namespace, engines: Sequence[str]) -> list[torch.dtype]:
+    return [DTYPES[arguments.against[engine] or arguments.dtype] for engine in engines]
 
 
 def _setting(arguments: argparse.Namespace, cpu: Cpu, vocab_size: int) -> Setting:
@@ -146,14 +163,37 @@ def _float(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype.is_floating_point else torch.bfloat16
 
 
-def _show(report: BenchReport) -> None:
-    machine = report.machine
-    first = report.rows[0]
-    title = (
-        f"{first.shape}, {first.prompt_tokens} tokens read; {machine.cpu}, "
-        f"{machine.threads} threads, {machine.isa}, {machine.read_gb_per_s:.1f} GB/s, commit {machine.commit}"
+def _draw(path: Path, report: BenchReport) -> None:
+    words = Words(
+        title=f"{report.rows[0].shape}: bytes and time of a token",
+        note=_machine(report),
+        across="bytes read per token",
+        upward="time per token",
     )
-    show_table(title, COLUMNS, _rows(report))
+    points = [
+        Measurement(
+            row.bytes_per_token, 1 / row.tokens_per_second, f"{row.engine} {row.dtype}", _is_ours(row)
+        )
+        for row in report.rows
+    ]
+    with replacing(path) as draft:
+        draft.write_text(roofline(words, points, 1e9 * report.machine.read_gb_per_s), encoding="utf-8")
+
+
+def _is_ours(row: Row) -> bool:
+    return row.engine.startswith("winnow")
+
+
+def _machine(report: BenchReport) -> str:
+    machine, n_read = report.machine, report.rows[0].prompt_tokens
+    return (
+        f"{n_read} tokens read; {machine.cpu}, {machine.threads} threads, {machine.isa}, "
+        f"{machine.read_gb_per_s:.1f} GB/s, commit {machine.commit}"
+    )
+
+
+def _show(report: BenchReport, show: Callable[[str, Sequence[str], Sequence[Sequence[str]]], None]) -> None:
+    show(f"{report.rows[0].shape}, {_machine(report)}", COLUMNS, _rows(report))
     for note in report.notes:
         print(f"Note: {note}.")
     if report.was_disturbed:
@@ -176,6 +216,7 @@ def _rows(report: BenchReport) -> Sequence[Sequence[str]]:
             quantity(row.bytes_per_token),
             f"{row.gb_per_s:.1f}",
             share(row.bandwidth_share),
+            quantity(row.rss_bytes),
         ]
         for row in report.rows
     ]

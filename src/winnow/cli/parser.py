@@ -8,6 +8,7 @@ from winnow.cli.line import Command, Parser, read_line
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")  # engine.generate.DTYPES, which importing torch would cost
 ENGINES = ("hf", "llama.cpp", "ctranslate2")
+GGUF_PRECISIONS = {"bf16": "bf16", "q8_0": "int8", "q4_0": "int4"}  # llama.cpp's names for Winnow's
 
 
 def _whole(text: str) -> int:
@@ -39,13 +40,20 @@ def _bias(text: str) -> tuple[int, float]:
     return _whole(token), _real(value)
 
 
-def _engines(text: str) -> tuple[str, ...]:
-    """Read a list of engines separated by commas."""
-    names = tuple(name.strip() for name in text.split(","))
-    for name in names:
+def _engines(text: str) -> dict[str, str]:
+    """Read a list of engines separated by commas: which, and in which precision; "" is that of --dtype."""
+    found: dict[str, str] = {}
+    for word in (word.strip() for word in text.split(",")):
+        name, _, held = word.partition(":")
         if name not in ENGINES:
             raise argparse.ArgumentTypeError(f"{name!r} is unknown, expected some of {', '.join(ENGINES)}")
-    return names
+        if ":" in word and (name != "llama.cpp" or held not in GGUF_PRECISIONS):
+            among = ", ".join(f"llama.cpp:{each}" for each in GGUF_PRECISIONS)
+            raise argparse.ArgumentTypeError(f"{word!r} is unknown, expected one of {among}")
+        if name in found:
+            raise argparse.ArgumentTypeError(f"{name} is named twice, expected once; run bench again for it")
+        found[name] = GGUF_PRECISIONS[held] if held else ""
+    return found
 
 
 def _add_model_options(parser: Parser, dtype: str = "bf16", among: Sequence[str] = PRECISIONS) -> None:
@@ -204,13 +212,21 @@ def _add_bench(parser: Parser) -> None:
     add(
         "--against",
         type=_engines,
-        default=(),
+        default={},
         metavar="ENGINES",
-        help="the same weights in others: hf (transformers), llama.cpp, ctranslate2; separated by commas",
+        help="the same weights in others: hf (transformers), llama.cpp, ctranslate2; separated by commas. "
+        "llama.cpp:q4_0, :q8_0 or :bf16 holds them so whatever --dtype is",
     )
     add("--prompt-tokens", type=_positive, default=128, metavar="N", help="length of the prompt (128)")
     add("--max-tokens", type=_positive, default=64, metavar="N", help="length of the answer (64)")
     add("--repeats", type=_positive, default=5, metavar="N", help="counted rounds; medians are shown (5)")
+    add(
+        "--svg",
+        type=Path,
+        metavar="FILE.svg",
+        help="draw bytes against time, the memory limit a line, every engine a point",
+    )
+    add("--markdown", action="store_true", help="print the table as Markdown")
     _add_model_options(parser)
     _add_json(parser)
 

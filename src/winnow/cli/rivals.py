@@ -1,6 +1,6 @@
 """Rivals: the engines of other projects that --against names, on the same weights.   (floor 8 · cli)"""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -31,7 +31,7 @@ class Rivals:
     notes: list[str] = field(default_factory=list)
 
 
-def native(engines: Sequence[str]) -> list[str]:
+def native(engines: Collection[str]) -> list[str]:
     """Return those of `engines` that copy the weights into memory of their own.
 
     Raises UsageError for one whose package is not installed.
@@ -46,20 +46,22 @@ def native(engines: Sequence[str]) -> list[str]:
     return named
 
 
-def open_native(engines: Sequence[str], source: TensorSource, setting: Setting, held: ExitStack) -> Rivals:
-    """Return `engines`, those that `native` names, on the weights of `source`; `held` closes them.
+def open_native(
+    engines: Mapping[str, str], source: TensorSource, setting: Setting, held: ExitStack
+) -> Rivals:
+    """Return those of `engines` that `native` names on the weights of `source`; `held` closes them.
 
-    Raises UsageError for a model that one of them does not run.
+    `engines` says in which precision each is run; "" is the setting's. Raises UsageError for a model that
+    one of them does not run.
     """
     rivals = Rivals()
     if "llama.cpp" in engines:
         from winnow.engine.bench.llama_cpp import LlamaCppRunner
 
-        llama_cpp = LlamaCppRunner(
-            source, setting.dtype, setting.threads, setting.longest, setting.vocab_size
-        )
+        dtype = engines["llama.cpp"] or setting.dtype
+        llama_cpp = LlamaCppRunner(source, dtype, setting.threads, setting.longest, setting.vocab_size)
         rivals.runners.append(held.enter_context(closing(llama_cpp)))
-        rivals.notes += llama_cpp_notes(source.config, setting.dtype)
+        rivals.notes += llama_cpp_notes(source.config, dtype)
     if "ctranslate2" in engines:
         from winnow.engine.bench.translator import TranslatorRunner, refused
 

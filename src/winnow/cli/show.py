@@ -43,6 +43,14 @@ def show_table(
     console.print(table)
 
 
+def show_markdown(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a title and a Markdown table on standard output; columns after the first are numbers."""
+    rule = ["---", *("---:" for _ in columns[1:])]
+    print(f"{title}\n")
+    for cells in (columns, rule, *rows):
+        print(f"| {' | '.join(cells)} |")
+
+
 def share(value: float | int) -> str:
     """Return a share as a percentage: 13.2 %."""
     return f"{100 * value:.1f} %"

@@ -6,11 +6,14 @@
     Llama   SiLU is never zero, so no choice of neurons is exact. Each layer's gate thresholds let through the
             asked share on random tokens; sparse and dense decoding may part.
 
-The same tensors go to every engine.
+The same tensors go to every engine. Matrices are drawn anew whenever they are read, so that memory holds them
+only where an engine does.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -19,7 +22,8 @@ from torch import Tensor
 from winnow.base.errors import UsageError
 from winnow.base.rng import generator
 from winnow.engine.cache import KvCache
-from winnow.engine.checkpoint import DictSource
+from winnow.engine.checkpoint import DTYPE_NAMES
+from winnow.engine.config import ModelConfig
 from winnow.engine.families import load_weights, parse_config
 from winnow.engine.model import HeadWatch, MlpInputs, dense_mlp, forward, weighted_sum
 from winnow.engine.sparsity.predictor import GatePredictor, HeadPredictor, LowRankPredictor, Predictor
@@ -50,6 +54,43 @@ ATTENTION_GAIN = 0.1
 EMBED_SCALE = 0.05
 
 
+@final
+@dataclass(frozen=True)
+class DrawnTensor:
+    """A tensor that `draw` makes, the same whenever it is called."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    draw: Callable[[], Tensor]
+
+
+@final
+class DrawnSource:
+    """A random model, read in the same way as a checkpoint.
+
+    A tensor costs its memory from the time it is read until the reader lets it go; biases and norms are held.
+    """
+
+    def __init__(self, config: ModelConfig, tensors: dict[str, Tensor | DrawnTensor]) -> None:
+        """Offer `tensors`; those that are tensors already are not copied."""
+        self.config = config
+        self._tensors = tensors
+
+    def names(self) -> Iterable[str]:
+        """Names of all tensors."""
+        return self._tensors.keys()
+
+    def describe(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Shape and type of a tensor."""
+        tensor = self._tensors[name]
+        return tuple(tensor.shape), DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype))
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor called `name`."""
+        held = self._tensors[name]
+        return held if isinstance(held, Tensor) else held.draw()
+
+
 @dataclass(frozen=True)
 class SyntheticModel:
     """A random model: the tensors as a checkpoint holds them, loaded weights and a predictor per layer.
@@ -57,7 +98,7 @@ class SyntheticModel:
     With exact predictors, sparse decoding gives the tokens of dense decoding.
     """
 
-    source: DictSource
+    source: DrawnSource
     raw_config: dict
     weights: Weights
     predictors: tuple[Predictor, ...]
@@ -80,7 +121,7 @@ def synthetic_shape(shape: str, dtype: torch.dtype, density: float, seed: int) -
     """Return a random model of a named shape in which a share `density` of each layer's neurons is computed.
 
     Greedy decoding wanders over the vocabulary, so that equal tokens say something and the active sets
-    change from step to step. Holds the tensors once for the source and once packed. Raises UsageError for
+    change from step to step. Holds the tensors once, packed. Raises UsageError for
     an unknown shape or a density outside 0..1.
     """
     raw_config = shape_config(shape)
@@ -159,7 +200,7 @@ def synthetic_model(raw_config: dict, dtype: torch.dtype, density: float, seed: 
 def _synthetic_opt(raw: dict, dtype: torch.dtype, density: float, draws: torch.Generator) -> SyntheticModel:
     stored = dtype if dtype.is_floating_point else torch.bfloat16
     tensors, predictors = _opt_tensors(raw, stored, draws)
-    source = DictSource(parse_config(raw), tensors)
+    source = DrawnSource(parse_config(raw), tensors)
     weights = load_weights(source, dtype)
     _shift_biases(weights, density, draws)
     for index, (layer, predictor) in enumerate(zip(weights.layers, predictors, strict=True)):
@@ -167,7 +208,7 @@ def _synthetic_opt(raw: dict, dtype: torch.dtype, density: float, draws: torch.G
         for name, bias in (("fc1", layer.mlp.bias), ("fc2", _out_bias(layer))):
             rounded = bias.to(stored)
             bias.copy_(rounded)
-            tensors[f"model.decoder.layers.{index}.{name}.bias"].copy_(rounded)
+            source.tensor(f"model.decoder.layers.{index}.{name}.bias").copy_(rounded)
         predictor.bias.copy_(layer.mlp.bias + ROUNDING_MARGIN)
     # fc1 rounded to int8 or int4 has no rank of its own any more, and the predictor is of the one before.
     return SyntheticModel(source, raw, weights, tuple(predictors), is_exact=dtype.is_floating_point)
@@ -175,19 +216,35 @@ def _synthetic_opt(raw: dict, dtype: torch.dtype, density: float, draws: torch.G
 
 def _synthetic_llama(raw: dict, dtype: torch.dtype, density: float, draws: torch.Generator) -> SyntheticModel:
     stored = dtype if dtype.is_floating_point else torch.bfloat16
-    source = DictSource(parse_config(raw), _llama_tensors(raw, stored, draws))
+    source = DrawnSource(parse_config(raw), _llama_tensors(raw, stored, draws))
     weights = load_weights(source, dtype)
     return SyntheticModel(source, raw, weights, _gate_predictors(weights, density, draws), is_exact=False)
 
 
+def _normal(n_rows: int, n_columns: int, scale: float, dtype: torch.dtype, seed: int) -> DrawnTensor:
+    def draw() -> Tensor:
+        return torch.randn(n_rows, n_columns, generator=generator(seed)).mul_(scale).to(dtype)
+
+    return DrawnTensor((n_rows, n_columns), dtype, draw)
+
+
+def _product(up: QuantisedMatrix, down: QuantisedMatrix, dtype: torch.dtype) -> DrawnTensor:
+    shape = (up.weight.shape[0], down.weight.shape[1])
+    return DrawnTensor(shape, dtype, lambda: (up.weight @ down.weight).to(dtype))
+
+
+def _seed(draws: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=draws))
+
+
 def _opt_tensors(
     raw: dict, dtype: torch.dtype, draws: torch.Generator
-) -> tuple[dict[str, Tensor], list[LowRankPredictor]]:
+) -> tuple[dict[str, Tensor | DrawnTensor], list[LowRankPredictor]]:
     width, n_neurons = raw["hidden_size"], raw["ffn_dim"]
     rank = max(width // RANK_SHARE, 1)
 
-    def normal(*shape: int, scale: float) -> Tensor:
-        return torch.randn(*shape, generator=draws).mul_(scale).to(dtype)
+    def normal(n_rows: int, n_columns: int, scale: float) -> DrawnTensor:
+        return _normal(n_rows, n_columns, scale, dtype, _seed(draws))
 
     def ones(n: int) -> Tensor:
         return torch.ones(n, dtype=dtype)
@@ -196,7 +253,7 @@ def _opt_tensors(
         return torch.zeros(n, dtype=dtype)
 
     stem = "model.decoder."
-    tensors = {
+    tensors: dict[str, Tensor | DrawnTensor] = {
         f"{stem}embed_tokens.weight": normal(raw["vocab_size"], width, scale=EMBED_SCALE),
         f"{stem}embed_positions.weight": normal(raw["max_position_embeddings"] + 2, width, scale=EMBED_SCALE),
         f"{stem}final_layer_norm.weight": ones(width),
@@ -210,9 +267,9 @@ def _opt_tensors(
             tensors[f"{layer}self_attn.{name}.bias"] = zeros(width)
         for name in ("self_attn_layer_norm", "final_layer_norm"):
             tensors[f"{layer}{name}.weight"], tensors[f"{layer}{name}.bias"] = ones(width), zeros(width)
-        down = QuantisedMatrix.of(normal(rank, width, scale=width**-0.5))
-        up = QuantisedMatrix.of(normal(n_neurons, rank, scale=rank**-0.5))
-        tensors[f"{layer}fc1.weight"] = (up.weight @ down.weight).to(dtype)
+        down = QuantisedMatrix.of(normal(rank, width, scale=width**-0.5).draw())
+        up = QuantisedMatrix.of(normal(n_neurons, rank, scale=rank**-0.5).draw())
+        tensors[f"{layer}fc1.weight"] = _product(up, down, dtype)
         tensors[f"{layer}fc1.bias"] = zeros(n_neurons)
         tensors[f"{layer}fc2.weight"] = normal(width, n_neurons, scale=2 * n_neurons**-0.5)
         tensors[f"{layer}fc2.bias"] = zeros(width)
@@ -220,14 +277,14 @@ def _opt_tensors(
     return tensors, predictors
 
 
-def _llama_tensors(raw: dict, dtype: torch.dtype, draws: torch.Generator) -> dict[str, Tensor]:
+def _llama_tensors(raw: dict, dtype: torch.dtype, draws: torch.Generator) -> dict[str, Tensor | DrawnTensor]:
     width, n_neurons, head_width = raw["hidden_size"], raw["intermediate_size"], raw["head_dim"]
     q_width, kv_width = raw["num_attention_heads"] * head_width, raw["num_key_value_heads"] * head_width
 
-    def normal(n_rows: int, n_columns: int, scale: float) -> Tensor:
-        return torch.randn(n_rows, n_columns, generator=draws).mul_(scale).to(dtype)
+    def normal(n_rows: int, n_columns: int, scale: float) -> DrawnTensor:
+        return _normal(n_rows, n_columns, scale, dtype, _seed(draws))
 
-    tensors = {
+    tensors: dict[str, Tensor | DrawnTensor] = {
         "model.embed_tokens.weight": normal(raw["vocab_size"], width, EMBED_SCALE),
         "model.norm.weight": torch.ones(width, dtype=dtype),
     }

@@ -14,12 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from winnow.engine.bench.runners import PRECISIONS, Turn
-from winnow.engine.checkpoint import DictSource
+from winnow.engine.families.tensors import TensorSource
 from winnow.engine.generate import torch_threads
 
 
-def hf_from_source(source: DictSource, raw_config: dict, dtype: torch.dtype) -> PreTrainedModel:
-    """Return a transformers model that holds the tensors of `source` themselves, not copies."""
+def hf_from_source(source: TensorSource, raw_config: dict, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a transformers model that holds the tensors as `source` gives them, not copies."""
     values = {key: value for key, value in raw_config.items() if key != "model_type"}
     config = AutoConfig.for_model(raw_config["model_type"], **values)
     with torch.device("meta"):

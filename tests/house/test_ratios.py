@@ -1,0 +1,106 @@
+"""Ratios: what was asked is compared with what was measured, losses are named, every row is a point."""
+
+from xml.etree import ElementTree
+
+import pytest
+from benchmarks.context import grown
+from benchmarks.ratios import ASKED, RACES, assembled, picture
+
+from winnow.engine.bench import BenchReport, Row
+from winnow.engine.bench.report import Machine
+
+SPEEDS = {"winnow-dense": 17.0, "winnow-sparse": 35.0, "hf": 5.0, "llama.cpp": 20.0, "ctranslate2": 10.0}
+
+
+def row(engine, speed, ttft_s=1.0) -> dict:
+    return {
+        "engine": engine,
+        "shape": "opt-1.3b",
+        "dtype": "bf16",
+        "prompt_tokens": 128,
+        "tokens_per_second": speed,
+        "ms_per_token": 1000 / speed,
+        "ttft_s": ttft_s,
+        "bytes_per_token": 2.6e9,
+        "bandwidth_share": speed / 25,
+    }
+
+
+def report(speeds=SPEEDS, commit="abc", **ttft_s) -> dict:
+    machine = {"cpu": "x", "threads": 2, "read_gb_per_s": 60.0, "read_gb_per_s_min": 50.0, "commit": commit}
+    rows = [row(engine, speed, ttft_s.get(engine, 1.0)) for engine, speed in speeds.items()]
+    return {"machine": machine, "rows": rows, "notes": ["a note"]}
+
+
+def test_every_ratio_is_held_against_the_best_of_its_rivals():
+    required = assembled({"opt-1.3b-bf16": report()})["required"]
+    found = [(r["setting"], r["against"], round(r["measured_ratio"], 3), r["is_met"]) for r in required]
+    assert found == [
+        ("dense", "llama.cpp bf16", 0.85, False),
+        ("0.10/0.5", "hf bf16", 7.0, False),
+        ("0.10/0.5", "winnow-dense bf16", 2.059, True),
+        ("0.10/0.5", "llama.cpp bf16", 1.75, False),
+    ]
+
+
+def test_a_rival_that_did_not_run_is_no_victory():
+    speeds = {engine: SPEEDS[engine] for engine in ("winnow-dense", "winnow-sparse", "ctranslate2")}
+    with pytest.raises(SystemExit, match=r"opt-1.3b-bf16 has no row of llama.cpp"):
+        assembled({"opt-1.3b-bf16": report(speeds)})
+
+
+def test_losses_are_those_of_our_best_engine():
+    result = assembled({"opt-1.3b-bf16": report({**SPEEDS, "ctranslate2": 70.0}, hf=0.25)})
+    found = [(r["what"], r["engine"], r["against"], r["slower_by"]) for r in result["losses"]]
+    assert found == [
+        ("decoding", "winnow-sparse", "ctranslate2 bf16", 2.0),
+        ("the prompt", "winnow-dense", "hf bf16", 4.0),
+    ]
+    assert [(each["engine"], each["is_met"]) for each in result["bandwidth"]] == [
+        ("winnow-dense", False),
+        ("winnow-sparse", True),
+    ]
+
+
+def test_races_of_several_commits_say_so():
+    races = {"opt-1.3b-bf16": report(commit="a"), "opt-6.7b-int4": report(commit="b")}
+    assert assembled(races)["machine"]["commit"] == "a, b"
+
+
+def test_everything_asked_belongs_to_a_race():
+    assert {asked.race for asked in ASKED} == set(RACES)
+
+
+def test_the_picture_has_a_point_per_row():
+    drawn = picture(assembled({"opt-1.3b-bf16": report()}))
+    points = ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}circle")
+    assert len(list(points)) == len(SPEEDS)
+
+
+def context_row(engine, n_read, ms, n_bytes) -> Row:
+    shares = (1.0, 1.0) if engine == "winnow-dense" else (0.1, 0.5)
+    speeds = (1000 / ms,) * 3
+    return Row(engine, "s", "bf16", *shares, n_read, *speeds, 3, 0, ms, 0.5, n_bytes, 50.0, 0.9, 10**9)
+
+
+def test_growth_is_counted_from_the_shortest_context():
+    machine = Machine("x", 2, "avx2", 50.0, 49.0, "abc")
+    reports = [
+        BenchReport(
+            machine,
+            (
+                context_row("winnow-dense", n_read, 40.0 + 4 * n_read / 100, 2e9 + 1e6 * n_read),
+                context_row("winnow-sparse", n_read, 20.0 + 3 * n_read / 100, 1e9 + 5e5 * n_read),
+            ),
+            (),
+        )
+        for n_read in (100, 500)
+    ]
+    result = grown(reports)
+    assert result["rows"][2]["kv_growth_bytes"] == pytest.approx(4e8)
+    assert result["rows"][2]["kv_growth_limit_ms"] == pytest.approx(8.0)
+    assert result["rows"][3]["growth_ms"] == pytest.approx(12.0)
+    (compared,) = result["compared"]
+    assert compared["bytes_growth_ratio"] == pytest.approx(0.5)
+    assert compared["time_growth_ratio"] == pytest.approx(0.75)
+    assert not result["void"]
