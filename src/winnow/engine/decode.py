@@ -3,7 +3,7 @@
     x = embedding of the token
     for each layer:
         heads = predictor(norm(x))         which heads to compute; all where there is none
-        x += attention(norm(x), heads)     keys and values of every head are computed and kept
+        x += attention(norm(x), heads)     keys and values of every head are computed, or owed (cache.py)
         active = predictor(norm(x))        which neurons to compute: a low-rank guess, or their gates
         x += mlp(norm(x), active)          one contiguous record per active neuron
     logits = head(norm(x))
@@ -23,12 +23,12 @@ import torch
 from jaxtyping import Float32
 
 from winnow.base.errors import UsageError
-from winnow.engine.cache import KvCache
+from winnow.engine.cache import KV_POLICIES, Backlog, KvCache, KvPolicy
 from winnow.engine.config import ModelConfig
 from winnow.engine.families import rotary_table
 from winnow.engine.sparsity.predictor import HeadPredictor, Lookahead, Predictor
 from winnow.engine.sparsity.sparse_mlp import WinnowedMlp
-from winnow.engine.weights import HeadLinear, Weights
+from winnow.engine.weights import HeadLinear, RmsNorm, Weights
 from winnow.kernels import Cpu
 
 Vector = Float32[np.ndarray, " _"]  # D, or the length that the operand beside it gives
@@ -105,14 +105,17 @@ class Decoder:
         predictors: Sequence[Predictor | None],
         cpu: Cpu,
         heads: Sequence[HeadPredictor | None] = (),
+        kv: KvPolicy = KV_POLICIES["dense"],
     ) -> None:
         """Remember all of them; no weight is copied. No `heads` at all means every head in every layer.
 
+        `kv` matters in layers that leave heads out.
         Raises UsageError for heads to be left out where the weights were not loaded by head.
         """
         self.weights = weights
         self.predictors = predictors
         self.heads = heads or (None,) * len(weights.layers)
+        self.kv = kv
         self.cpu = cpu
         self.schedule = Schedule.of(predictors)
         is_by_head = all(isinstance(layer.out, HeadLinear) for layer in weights.layers)
@@ -146,6 +149,9 @@ class Decoding:
         self.counts = DecodeCounts(config.n_neurons, n_heads, [0] * n, [0] * n, [0] * n, [0.0] * n)
         self._buffers = _Buffers(config)
         self._heads = [(np.arange(n_heads, dtype=np.int32), np.full(1, n_heads)) for _ in range(n)]
+        self._blocks = cache.blocks
+        leaves_out = [predictor is not None for predictor in decoder.heads]
+        self._backlog = Backlog(weights, leaves_out, cache, decoder.kv, decoder.cpu)
         self._tape = decoder.cpu.tape()
         pairs = zip(weights.layers, decoder.predictors, strict=True)
         self._mlps = [WinnowedMlp(layer, predictor, self._tape) for layer, predictor in pairs]
@@ -161,7 +167,9 @@ class Decoding:
         self._embed(token, position)
         self._angles.write(position, buffers.cos, buffers.sin)
         buffers.position[0] = position
+        self._backlog.begin(position, buffers.cos, buffers.sin)
         self._tape.run()
+        self._backlog.end(position)
         self.cache.length += 1
         self._count(position)
         return buffers.logits.copy()
@@ -205,23 +213,24 @@ class Decoding:
         """Record attention over all positions up to this one, its key and value stored first."""
         layer, block, buffers, tape = (
             self.decoder.weights.layers[index],
-            self.cache.blocks[index],
+            self._blocks[index],
             self._buffers,
             self._tape,
         )
-        predictor, listed = self.decoder.heads[index], self._heads[index]
+        predictor, listed, n_q = self.decoder.heads[index], self._heads[index], buffers.q.size
         if predictor is None:
             layer.qkv.apply(tape, x, buffers.qkv)
         else:
             predictor.apply(tape, x, *listed)
-            layer.qkv.apply_by_head(tape, x, listed, buffers.q.reshape(-1), buffers.kv)
-        for norm, heads in ((layer.q_norm, buffers.q), (layer.k_norm, buffers.k)):
-            if norm is not None:
-                norm.apply(tape, heads, heads)
-        if self.decoder.weights.config.rope is not None:
-            tape.rotate(buffers.q, buffers.cos, buffers.sin)
-            tape.rotate(buffers.k, buffers.cos, buffers.sin)
-        tape.append_kv(block, buffers.position, buffers.k, buffers.v)
+            layer.qkv.part(0, n_q).apply_by_head(tape, x, listed, buffers.qkv[:n_q])
+        self._turned(layer.q_norm, buffers.q)
+        if index in self._backlog:
+            self._backlog.record(tape, index, x, buffers.position, listed)
+        else:
+            if predictor is not None:
+                layer.qkv.part(n_q, buffers.qkv.size).apply(tape, x, buffers.qkv[n_q:])
+            self._turned(layer.k_norm, buffers.k)
+            tape.append_kv(block, buffers.position, buffers.k, buffers.v)
         scale, heads = block.head_width**-0.5, None if predictor is None else listed
         tape.attend(buffers.q, block, buffers.position, layer.window or 0, scale, buffers.mixed, heads)
         if isinstance(layer.out, HeadLinear):
@@ -229,6 +238,13 @@ class Decoding:
         else:
             layer.out.apply(tape, buffers.mixed.reshape(-1), buffers.attended)
         return buffers.attended
+
+    def _turned(self, norm: RmsNorm | None, heads: Float32[np.ndarray, "_ E"]) -> None:
+        """Record the norm of queries or keys, in models that have one, and their rotation."""
+        if norm is not None:
+            norm.apply(self._tape, heads, heads)
+        if self.decoder.weights.config.rope is not None:
+            self._tape.rotate(heads, self._buffers.cos, self._buffers.sin)
 
     def _select(self, layers: Sequence[int], view: Vector) -> None:
         """Record the predictors of `layers`, which read `view` and list the neurons to compute."""
@@ -246,7 +262,7 @@ class Decoding:
         weights, counts = self.decoder.weights, self.counts
         times = self._buffers.times[:, 0].tolist()
         for index, (layer, mlp, block) in enumerate(
-            zip(weights.layers, self._mlps, self.cache.blocks, strict=True)
+            zip(weights.layers, self._mlps, self._blocks, strict=True)
         ):
             n_heads, predictor = int(self._heads[index][1][0]), self.decoder.heads[index]
             seen = min(position + 1, layer.window or position + 1)
@@ -255,7 +271,8 @@ class Decoding:
             of_heads = (q_bytes + layer.out.n_bytes) * n_heads // block.n_kv_heads
             counts.heads[index] += n_heads
             counts.active[index] += mlp.n_active
-            counts.n_bytes[index] += of_heads + layer.qkv.n_bytes - q_bytes + cached_bytes + mlp.n_bytes
+            kv_bytes = self._backlog.n_bytes(index, layer.qkv.n_bytes - q_bytes)
+            counts.n_bytes[index] += of_heads + kv_bytes + cached_bytes + mlp.n_bytes
             counts.n_bytes[index] += 0 if predictor is None else predictor.n_bytes
             counts.seconds[index] += times[index + 1] - times[index]
         counts.head_bytes += weights.head.n_bytes
@@ -299,7 +316,6 @@ class _Buffers:
         self.q = self.qkv[:n_q].reshape(config.n_heads, config.head_width)  # views of qkv
         self.k = self.qkv[n_q : n_q + n_kv].reshape(config.n_kv_heads, config.head_width)
         self.v = self.qkv[n_q + n_kv :].reshape(config.n_kv_heads, config.head_width)
-        self.kv = self.qkv[n_q:]
         self.mixed = np.empty((config.n_heads, config.head_width), np.float32)
         self.attended = np.empty(config.width, np.float32)
         self.mlp = np.empty(config.width, np.float32)

@@ -7,6 +7,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <algorithm>
 #include <chrono>
 #include <functional>
 #include <mutex>
@@ -16,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "../missing_kv/due.hpp"
 #include "features.hpp"
 #include "memory.hpp"
 
@@ -156,6 +158,30 @@ class Calls {
     });
   }
 
+  void due_heads(const LazyKv& lazy, Cell position, Indices selected, Cell count, Array<std::int32_t, 1> due,
+                 OutCell due_count, OutCell most) {
+    const List listed(selected, count, lazy.kv.kv_heads);
+    expect("due", length(due), lazy.kv.kv_heads);
+    take([this, &lazy, position = cell("position", position), listed, due = due.data(),
+          due_count = cell("count of due", due_count), most = cell("most", most)] {
+      check_kept(lazy, *position);
+      listed.check();
+      *due_count = winnow::due_heads(lazy, *position, listed.indices, listed.size(), due);
+      *most = 0;
+      for (std::int64_t a = 0; a < *due_count; ++a) *most = std::max(*most, lazy.missing(due[a], *position));
+    });
+  }
+
+  void missing_kv(In x, const LazyKv& lazy, Cell position, Indices heads, Cell count) {
+    expect("x", length(x), lazy.matrix.columns);
+    const List listed(heads, count, lazy.kv.kv_heads);
+    take([this, x = x.data(), &lazy, position = cell("position", position), listed] {
+      check_kept(lazy, *position);
+      listed.check();
+      kernels_.missing_kv(context_, x, lazy, *position, listed.indices, listed.size());
+    });
+  }
+
   void gathered_rows(In x, const Matrix& matrix, std::optional<In> bias, Indices blocks, Cell count, Out out) {
     expect("x", length(x), matrix.columns);
     expect("out", length(out), matrix.rows);
@@ -267,6 +293,17 @@ class Calls {
     if (position < 0 || position >= kv.capacity) {
       refuse("position " + std::to_string(position) + " lies outside the cache of " + std::to_string(kv.capacity) +
              ".");
+    }
+  }
+
+  // The inputs at all positions that heads lack are still there.
+  static void check_kept(const LazyKv& lazy, std::int64_t position) {
+    check_position(lazy.kv, position);
+    for (std::int64_t h = 0; h < lazy.kv.kv_heads; ++h) {
+      if (lazy.filled[h] < 0 || lazy.missing(h, position) > lazy.window) {
+        refuse("head " + std::to_string(h) + " holds " + std::to_string(lazy.filled[h]) + " positions, expected " +
+               std::to_string(position) + " or up to " + std::to_string(lazy.window - 1) + " fewer.");
+      }
     }
   }
 
