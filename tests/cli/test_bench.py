@@ -78,6 +78,24 @@ def test_markdown_and_a_picture_hold_every_engine(winnow, planned, tmp_path):
     assert {"winnow-dense bf16", "winnow-sparse bf16", "bytes read per token"} <= set(texts)
 
 
+def test_lazy_reads_fewer_bytes_where_heads_are_left_out(winnow, tiny_shape):
+    read = {}
+    for kv in ("dense", "lazy"):
+        options = ("--shape", tiny_shape, "--head-density", 0.5, "--max-tokens", 20, "--kv", kv, "--json")
+        report = json.loads(winnow("bench", *options, *SHORT[:2], *SHORT[4:]).out)
+        read[kv] = [row["bytes_per_token"] for row in report["rows"]]
+    assert read["lazy"][0] == read["dense"][0]
+    assert read["lazy"][1] < read["dense"][1]
+
+
+def test_lazy_says_where_it_changes_nothing(winnow, model, tiny_shape):
+    loud = [word for word in SHORT if word != "--quiet"]
+    for named in ((model,), ("--shape", tiny_shape)):
+        said = winnow("bench", *named, *loud, "--kv", "lazy").err
+        assert said.count("--kv lazy changes nothing here: every head is computed") == 1
+        assert "changes nothing" not in winnow("bench", *named, *loud).err
+
+
 def test_prompt_is_the_beginning_of_the_text(winnow, model, held_out, tmp_path):
     assert winnow("bench", model, *SHORT, "--text", held_out).code == 0
     (tmp_path / "short.txt").write_text("wind")

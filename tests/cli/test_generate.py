@@ -1,9 +1,15 @@
 import json
 
 import pytest
+import torch
 
 from tests.cli.conftest import assert_one_line
+from tests.engine.predictors import head_predictors
+from winnow.base.rng import generator
+from winnow.engine import Checkpoint, load_weights
 from winnow.engine.generate import Engine
+from winnow.engine.sparsity import Plan
+from winnow.engine.sparsity.plan import Provenance
 
 PROMPT = "the wind takes"
 
@@ -44,6 +50,40 @@ def test_dense_has_density_one_and_a_plan_less(winnow, planned):
     assert density("--dense") == 1.0
     assert density() < 0.9
     assert density("--plan", planned / "winnow-plan.safetensors") == density()
+
+
+def test_lazy_answers_as_dense_and_reads_less(winnow, model, tmp_path):
+    checkpoint = Checkpoint.open(model)
+    weights = load_weights(checkpoint, torch.float32)
+    said = Provenance(checkpoint.content_hash(), "b" * 64, "same-layer", "svd", 0.1, 0.1, 0.5, 0.5, 99)
+    heads = head_predictors(weights, generator(3), margin=-1)
+    Plan(said, (None,) * len(heads), (), heads).save(tmp_path / "plan")
+    line = (
+        "generate",
+        model,
+        PROMPT,
+        "--plan",
+        tmp_path / "plan",
+        "--max-tokens",
+        20,
+        "--ignore-eos",
+        "--json",
+    )
+    dense, lazy = (winnow(*line, "--kv", kv) for kv in ("dense", "lazy"))
+    assert (dense.err, lazy.err) == ("", "")
+    dense, lazy = json.loads(dense.out), json.loads(lazy.out)
+    assert lazy["token_ids"] == dense["token_ids"]
+    assert lazy["stats"]["head_density"] == dense["stats"]["head_density"] < 1
+    assert lazy["stats"]["bytes_per_token"] < dense["stats"]["bytes_per_token"]
+
+
+def test_lazy_says_in_one_line_where_it_changes_nothing(winnow, planned):
+    line = ("generate", planned, PROMPT, "--max-tokens", 3, "--kv", "lazy", "--json")
+    ran = winnow(*line)
+    assert ran.err.count("\n") == 1
+    assert "--kv lazy changes nothing here: every head is computed; take a plan that" in ran.err
+    assert winnow(*line, "--quiet").err == ""
+    assert_one_line(winnow("generate", planned, PROMPT, "--kv", "drop"), 2, "--kv: invalid choice: 'drop'")
 
 
 def test_dense_equals_a_model_without_a_plan(winnow, planned, model):

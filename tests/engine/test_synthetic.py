@@ -50,7 +50,7 @@ def test_a_tensor_is_the_same_whenever_it_is_read_and_no_other_is(raw):
         tensor = source.tensor(name)
         assert torch.equal(tensor, source.tensor(name))
         assert source.describe(name) == (tuple(tensor.shape), "BF16")
-    assert len({source.tensor(name).flatten()[:8].double().sum().item() for name in names}) == len(names)
+    assert len({tuple(source.tensor(name).flatten()[:8].tolist()) for name in names}) == len(names)
 
 
 def greedily(model, n_tokens) -> tuple[list[int], float]:

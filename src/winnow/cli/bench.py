@@ -18,11 +18,12 @@ from winnow.base.rng import generator
 from winnow.base.roofline import Measurement, roofline
 from winnow.base.room import check_memory
 from winnow.cli.failures import say
-from winnow.cli.opening import open_checkpoint, open_engine, read_text
+from winnow.cli.opening import NO_LAZY, open_checkpoint, open_engine, read_text
 from winnow.cli.rivals import Setting, native, open_native
 from winnow.cli.show import quantity, share, show_json, show_markdown, show_table
 from winnow.engine import parse_config, tensor_shapes
 from winnow.engine.bench import BenchOptions, BenchReport, Expected, Row, Runner, WinnowRunner, race
+from winnow.engine.cache import KV_POLICIES
 from winnow.engine.checkpoint import WEIGHT_BYTES
 from winnow.engine.generate import DTYPES
 from winnow.engine.synthetic import shape_config, synthetic_shape
@@ -96,12 +97,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _checkpoint(arguments: argparse.Namespace, held: ExitStack) -> _Field:
     engines = native(arguments.against)
-    engine = open_engine(arguments, plan="auto")
+    engine = open_engine(arguments, plan="auto", kv=arguments.kv)
     vocab_size = engine.tokenizer.vocab_size
     runners: list[Runner] = [WinnowRunner(engine.weights, None, engine.cpu, vocab_size)]
     if engine.plan is not None:
         plan = engine.plan
-        runners.append(WinnowRunner(engine.weights, plan.layers, engine.cpu, vocab_size, plan.heads))
+        sparse = WinnowRunner(engine.weights, plan.layers, engine.cpu, vocab_size, plan.heads, engine.kv)
+        runners.append(sparse)
     checkpoint = open_checkpoint(arguments)
     directory = checkpoint.directory
     if "hf" in arguments.against:
@@ -134,9 +136,11 @@ def _shape(arguments: argparse.Namespace, held: ExitStack) -> _Field:
     vocab_size = model.weights.config.vocab_size
     share = arguments.head_density
     weights, heads = (model.weights, ()) if share == 1 else model.by_head(share)
+    if arguments.kv == "lazy" and share == 1 and not arguments.quiet:
+        say(f"{NO_LAZY}; add --head-density below 1.")
     runners: list[Runner] = [
         WinnowRunner(model.weights, None, cpu, vocab_size),
-        WinnowRunner(weights, model.predictors, cpu, vocab_size, heads),
+        WinnowRunner(weights, model.predictors, cpu, vocab_size, heads, KV_POLICIES[arguments.kv]),
     ]
     if "hf" in arguments.against:
         from winnow.engine.bench.hf import HfRunner, hf_from_source

@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = request(arguments)
     prompt = _prompt(arguments)
     plan = None if arguments.dense else arguments.plan or "auto"
-    engine = open_engine(arguments, plan, arguments.device)
+    engine = open_engine(arguments, plan, arguments.device, arguments.kv)
     pieces = list(_shown(engine.run(prompt, options), quiet=arguments.json))
     stats = engine.last_stats
     assert stats is not None

@@ -18,9 +18,13 @@ from winnow.engine.sparsity import windows
 from winnow.engine.sparsity.fidelity import WINDOW_TOKENS
 from winnow.engine.weights import Weights
 
+NO_LAZY = "--kv lazy changes nothing here: every head is computed"
 
-def open_engine(arguments: argparse.Namespace, plan: str | Path | None, device: str = "cpu") -> Engine:
-    """Return the engine for MODEL with `plan`: "auto", a path, or None for dense.
+
+def open_engine(
+    arguments: argparse.Namespace, plan: str | Path | None, device: str = "cpu", kv: str = "dense"
+) -> Engine:
+    """Return the engine for MODEL with `plan`: "auto", a path, or None for dense; says where `kv` is in vain.
 
     Raises ResourceError, before a weight is read, when they need more memory than is free; with
     ``--check-tensors`` ModelError for a weight that is NaN or infinite.
@@ -30,14 +34,18 @@ def open_engine(arguments: argparse.Namespace, plan: str | Path | None, device: 
         say(note)
     if arguments.check_tensors:
         check_finite(checkpoint)
-    return load(
+    engine = load(
         arguments.model,
         plan=plan,
         dtype=arguments.dtype,
         device=device,
         threads=arguments.threads,
         offline=arguments.offline,
+        kv=kv,
     )
+    if engine.kv.is_lazy and not (engine.plan and engine.plan.has_heads) and not arguments.quiet:
+        say(f"{NO_LAZY}; take a plan that leaves heads out.")
+    return engine
 
 
 def open_exact(arguments: argparse.Namespace) -> Weights:

@@ -71,6 +71,16 @@ def _add_check_tensors(parser: Parser) -> None:
     )
 
 
+def _add_kv(parser: Parser) -> None:
+    parser.add_argument(
+        "--kv",
+        choices=("dense", "lazy"),  # engine.cache.KV_POLICIES
+        default="dense",
+        help="where heads are left out: keys and values of every head at once (dense, default), or of a head "
+        "when it is needed; both exact",
+    )
+
+
 def _add_json(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
@@ -132,6 +142,7 @@ def _add_generate(parser: Parser) -> None:
     add("--logprobs", action="store_true", help="with --json: the log-probability of every token")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="cpu (default); cuda is not in this version")
     add("--explain", action="store_true", help="per layer: density, recall, bytes, time; on standard error")
+    _add_kv(parser)
     _add_model_options(parser)
     _add_json(parser)
 
@@ -208,6 +219,7 @@ def _add_bench(parser: Parser) -> None:
     )
     add("--density", type=_real, default=0.1, metavar="SHARE", help="with --shape: neurons computed (0.1)")
     add("--head-density", type=_real, default=1.0, metavar="SHARE", help="with --shape: heads computed (1)")
+    _add_kv(parser)
     add("--text", type=Path, metavar="FILE", help="with MODEL: the prompt is the beginning of this text")
     add(
         "--against",

@@ -6,7 +6,7 @@
     checkpoint.py   a model directory or hub id, opened safely
     tokenizer.py    text to token ids and back, streaming included
     convert/        .bin weights, read without unpickling, written as safetensors
-    cache.py        keys and values of the positions computed so far
+    cache.py        keys and values of the positions computed so far, at once or when needed
     model.py        the dense definition, in the order of the act
     sparsity/       predictors, plans, their calibration and their fidelity
     decode.py       one token through the kernels, with only the neurons it needs

@@ -3,7 +3,7 @@
     x = embedding of the token
     for each layer:
         heads = predictor(norm(x))         which heads to compute; all where there is none
-        x += attention(norm(x), heads)     keys and values of every head are computed and kept
+        x += attention(norm(x), heads)     keys and values of every head are computed, or owed (cache.py)
         active = predictor(norm(x))        which neurons to compute: a low-rank guess, or their gates
         x += mlp(norm(x), active)          one contiguous record per active neuron
     logits = head(norm(x))
@@ -24,12 +24,12 @@ import torch
 from jaxtyping import Float32
 
 from winnow.base.errors import UsageError
-from winnow.engine.cache import KvCache
+from winnow.engine.cache import KV_POLICIES, Backlog, KvCache, KvPolicy
 from winnow.engine.config import ModelConfig
 from winnow.engine.families import rotary_table
 from winnow.engine.sparsity.predictor import HeadPredictor, Lookahead, Predictor
 from winnow.engine.sparsity.sparse_mlp import WinnowedMlp
-from winnow.engine.weights import HeadLinear, Weights
+from winnow.engine.weights import HeadLinear, RmsNorm, Weights
 from winnow.kernels import MOST_BATCH, Cpu, Listed, Lists
 
 Rows = Float32[np.ndarray, "B _"]  # D, or the width that the operand beside it gives
@@ -108,14 +108,17 @@ class Decoder:
         predictors: Sequence[Predictor | None],
         cpu: Cpu,
         heads: Sequence[HeadPredictor | None] = (),
+        kv: KvPolicy = KV_POLICIES["dense"],
     ) -> None:
         """Remember all of them; no weight is copied. No `heads` at all means every head in every layer.
 
+        `kv` matters in layers that leave heads out.
         Raises UsageError for heads to be left out where the weights were not loaded by head.
         """
         self.weights = weights
         self.predictors = predictors
         self.heads = heads or (None,) * len(weights.layers)
+        self.kv = kv
         self.cpu = cpu
         self.schedule = Schedule.of(predictors)
         is_by_head = all(isinstance(layer.out, HeadLinear) for layer in weights.layers)
@@ -155,6 +158,9 @@ class Decoding:
         self._buffers = _Buffers(config, batch)
         every = np.tile(np.arange(n_heads, dtype=np.int32), (batch, 1))
         self._heads: list[Lists] = [(every.copy(), np.full(batch, n_heads)) for _ in range(n)]
+        self._blocks = [cache.blocks for cache in caches]
+        leaves_out = [predictor is not None for predictor in decoder.heads]
+        self._backlogs = [Backlog(weights, leaves_out, cache, decoder.kv, decoder.cpu) for cache in caches]
         self._tape = decoder.cpu.tape()
         pairs = zip(weights.layers, decoder.predictors, strict=True)
         self._mlps = [WinnowedMlp(layer, predictor, self._tape, batch) for layer, predictor in pairs]
@@ -171,9 +177,11 @@ class Decoding:
         self._embed(tokens, positions)
         for row, (position, angles) in enumerate(zip(positions, self._angles, strict=True)):
             angles.write(position, buffers.cos[row], buffers.sin[row])
+            self._backlogs[row].begin(position, buffers.cos[row], buffers.sin[row])
         buffers.positions[:] = positions
         self._tape.run()
-        for cache in self.caches:
+        for cache, backlog, position in zip(self.caches, self._backlogs, positions, strict=True):
+            backlog.end(position)
             cache.length += 1
         self._count(positions)
         return buffers.logits.copy()
@@ -221,16 +229,23 @@ class Decoding:
         """Record attention over all positions up to this one, its key and value stored first."""
         layer, buffers, tape = self.decoder.weights.layers[index], self._buffers, self._tape
         predictor, listed = self.decoder.heads[index], self._heads[index]
+        n_q, n_rows = buffers.apart.qkv.shape[1], layer.qkv.matrix.shape[0]
         if predictor is None:
             heads = buffers.together
             layer.qkv.apply(tape, x, heads.qkv)
         else:
             heads = buffers.apart
             predictor.apply(tape, x, *listed)
-            layer.qkv.apply_by_head(tape, x, listed, heads.qkv, heads.kv)
+            layer.qkv.part(0, n_q).apply_by_head(tape, x, listed, heads.qkv)
+            if index not in self._backlogs[0]:
+                layer.qkv.part(n_q, n_rows).apply(tape, x, heads.kv)
         for row in range(len(self.caches)):
-            chosen = None if predictor is None else (listed[0][row], listed[1][row : row + 1])
-            self._attend(index, row, heads, chosen)
+            chosen = listed[0][row], listed[1][row : row + 1]
+            if index in self._backlogs[row]:
+                self._backlogs[row].record(tape, index, x[row], buffers.positions[row : row + 1], chosen)
+            else:
+                self._remember(index, row, heads)
+            self._attend(index, row, heads, None if predictor is None else chosen)
         mixed = buffers.mixed.reshape(len(self.caches), -1)
         if isinstance(layer.out, HeadLinear):
             layer.out.apply(tape, mixed, listed, buffers.attended)
@@ -238,20 +253,25 @@ class Decoding:
             layer.out.apply(tape, mixed, buffers.attended)
         return buffers.attended
 
+    def _remember(self, index: int, row: int, heads: "_Heads") -> None:
+        """Record that one sequence's key and value are stored."""
+        self._turn(self.decoder.weights.layers[index].k_norm, row, heads.k[row])
+        position = self._buffers.positions[row : row + 1]
+        self._tape.append_kv(self._blocks[row][index], position, heads.k[row], heads.v[row])
+
     def _attend(self, index: int, row: int, heads: "_Heads", chosen: Listed | None) -> None:
         """Record the attention of one sequence, with the listed kv heads where there is a list."""
-        layer, block = self.decoder.weights.layers[index], self.caches[row].blocks[index]
-        buffers, tape, position = self._buffers, self._tape, self._buffers.positions[row : row + 1]
-        q, k, v = heads.q[row], heads.k[row], heads.v[row]
-        for norm, part in ((layer.q_norm, q), (layer.k_norm, k)):
-            if norm is not None:
-                norm.apply(tape, part, part)
+        layer, block, buffers = self.decoder.weights.layers[index], self._blocks[row][index], self._buffers
+        self._turn(layer.q_norm, row, heads.q[row])
+        position, window, scale = buffers.positions[row : row + 1], layer.window or 0, block.head_width**-0.5
+        self._tape.attend(heads.q[row], block, position, window, scale, buffers.mixed[row], chosen)
+
+    def _turn(self, norm: RmsNorm | None, row: int, heads: Float32[np.ndarray, "_ E"]) -> None:
+        """Record the norm of one sequence's queries or keys, in models that have one, and their rotation."""
+        if norm is not None:
+            norm.apply(self._tape, heads, heads)
         if self.decoder.weights.config.rope is not None:
-            tape.rotate(q, buffers.cos[row], buffers.sin[row])
-            tape.rotate(k, buffers.cos[row], buffers.sin[row])
-        tape.append_kv(block, position, k, v)
-        scale = block.head_width**-0.5
-        tape.attend(q, block, position, layer.window or 0, scale, buffers.mixed[row], chosen)
+            self._tape.rotate(heads, self._buffers.cos[row], self._buffers.sin[row])
 
     def _select(self, layers: Sequence[int], view: Rows) -> None:
         """Record the predictors of `layers`, which read `view` and list the neurons to compute."""
@@ -272,14 +292,17 @@ class Decoding:
         for index, (layer, mlp) in enumerate(zip(weights.layers, self._mlps, strict=True)):
             listed, predictor = self._heads[index], self.decoder.heads[index]
             cached_bytes = 0
-            for cache, n_heads, position in zip(self.caches, listed[1].tolist(), positions, strict=True):
-                block, seen = cache.blocks[index], min(position + 1, layer.window or position + 1)
+            for blocks, n_heads, position in zip(self._blocks, listed[1].tolist(), positions, strict=True):
+                block, seen = blocks[index], min(position + 1, layer.window or position + 1)
                 cached_bytes += 2 * seen * n_heads * block.head_width * block.dtype.itemsize
             q_bytes = layer.qkv.n_bytes * n_q // (n_q + 2 * n_kv)
             of_heads = (q_bytes + layer.out.n_bytes) * _n_listed(listed) // weights.config.n_kv_heads
             counts.heads[index] += int(listed[1].sum())
             counts.active[index] += mlp.n_active
-            counts.n_bytes[index] += of_heads + layer.qkv.n_bytes - q_bytes + cached_bytes + mlp.n_bytes
+            kv_bytes = layer.qkv.n_bytes - q_bytes
+            if index in self._backlogs[0]:
+                kv_bytes = sum(backlog.n_bytes(index, kv_bytes) for backlog in self._backlogs)
+            counts.n_bytes[index] += of_heads + kv_bytes + cached_bytes + mlp.n_bytes
             counts.n_bytes[index] += 0 if predictor is None else predictor.n_bytes
             counts.seconds[index] += times[index + 1] - times[index]
         counts.head_bytes += weights.head.n_bytes

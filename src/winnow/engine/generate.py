@@ -13,7 +13,7 @@ import torch
 
 from winnow.base.errors import ModelError, ResourceError, UsageError
 from winnow.base.room import check_memory
-from winnow.engine.cache import KvCache
+from winnow.engine.cache import KV_POLICIES, KvCache, KvPolicy
 from winnow.engine.checkpoint import Checkpoint
 from winnow.engine.decode import DecodeCounts, Decoder
 from winnow.engine.families import load_weights
@@ -136,8 +136,16 @@ class Engine:
     after the first are computed from selected neurons only; the prompt is always read densely.
     """
 
-    def __init__(self, weights: Weights, tokenizer: Tokenizer, plan: Plan | None, threads: int) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        tokenizer: Tokenizer,
+        plan: Plan | None,
+        threads: int,
+        kv: KvPolicy = KV_POLICIES["dense"],
+    ) -> None:
         self.weights = weights
+        self.kv = kv
         self.tokenizer = tokenizer
         self.cpu = open_cpu(threads)
         self.prefill = Prefill(weights, self.cpu)
@@ -148,7 +156,7 @@ class Engine:
         """Decode with `plan` from now on, None for every neuron; no weight is copied."""
         self.plan = plan
         layers = plan.layers if plan else (None,) * self.weights.config.n_layers
-        self.decoder = Decoder(self.weights, layers, self.cpu, plan.heads if plan else ())
+        self.decoder = Decoder(self.weights, layers, self.cpu, plan.heads if plan else (), self.kv)
 
     def generate(  # noqa: PLR0913 (a public verb: the names its users expect)
         self,
@@ -350,16 +358,20 @@ def load(
     device: str = "cpu",
     threads: int | None = None,
     offline: bool = False,
+    kv: str = "dense",
 ) -> Engine:
     """Load a checkpoint directory, bundled name or hub id (left out: pico) and return an Engine.
 
     `plan`: "auto" takes ``winnow-plan.safetensors`` beside the weights if it is there; a path names another;
     None runs dense. `dtype` is "bf16" or "fp32". `threads` defaults to the processors this process may use.
+    `kv` matters to plans that leave heads out: "lazy" computes a head's keys and values when it is selected.
     Raises ModelError for a missing or broken model or plan, ResourceError for a device this machine lacks
     and, before a weight is read, for more memory than is free.
     """
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    if kv not in KV_POLICIES:
+        raise UsageError(f"kv is {kv!r}; expected one of {', '.join(KV_POLICIES)}.")
     if device != "cpu":
         raise ResourceError(f"device is {device!r}; this version runs on the CPU. Use device='cpu'.")
     n_threads = len(os.sched_getaffinity(0)) if threads is None else threads
@@ -375,4 +387,4 @@ def load(
     # Last, as it is the longest: what is small has been found good by now.
     check_memory(checkpoint.memory_bytes(DTYPES[dtype]), str(checkpoint.directory))
     weights = load_weights(checkpoint, DTYPES[dtype], by_head=opened is not None and opened.has_heads)
-    return Engine(weights, tokenizer, opened, n_threads)
+    return Engine(weights, tokenizer, opened, n_threads, KV_POLICIES[kv])

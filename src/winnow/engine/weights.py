@@ -43,18 +43,14 @@ class Linear:
         calls.linear(x, self.matrix, self._bias, out)
 
     def apply_by_head(
-        self,
-        calls: Calls,
-        x: Float32[np.ndarray, "B D"],
-        heads: Lists,
-        out: Float32[np.ndarray, "B M_heads"],
-        rest: Float32[np.ndarray, "B M_rest"],
+        self, calls: Calls, x: Float32[np.ndarray, "B D"], heads: Lists, out: Float32[np.ndarray, "B M"]
     ) -> None:
-        """Write the first outputs, those of the listed heads only, into `out` and all others into `rest`."""
-        n, bias = out.shape[1], self._bias
-        calls.gathered_rows(x, self.matrix.part(0, n), None if bias is None else bias[:n], *heads, out)
-        others = self.matrix.part(n, self.matrix.shape[0])
-        calls.linear(x, others, None if bias is None else bias[n:], rest)
+        """Write the products with the rows of each row's listed heads into those places of `out`."""
+        calls.gathered_rows(x, self.matrix, self._bias, *heads, out)
+
+    def part(self, start: int, stop: int) -> "Linear":
+        """Return the outputs start..stop-1, the same memory."""
+        return Linear(self.matrix.part(start, stop), None if self.bias is None else self.bias[start:stop])
 
     @cached_property
     def _bias(self) -> np.ndarray | None:

@@ -4,16 +4,14 @@ native/             the compiled module, or the knowledge that it is absent
 operands.py         what operands have in common; keys and values
 pack/               weights into the form in which products read them
 matrices.py         weights as floats, bytes, halves of bytes
-records.py          the weights of an MLP, neuron by neuron
-checks.py           what the public functions refuse
-cpu.py              Cpu, Tape: what an implementation offers; the hot calls
+records.py lazy_kv.py   the weights of an MLP, neuron by neuron; keys and values that are computed late
+checks.py cpu.py    what the public functions refuse; Cpu, Tape: the hot calls
 unpack/             back, for products with many vectors
 linear/ gathered_linear/   matrix times vector; some heads' blocks of a matrix
-add/ norm/          onto the residual stream; layer norm, RMS norm
-rotary/             rotary positions
+add/ norm/ rotary/  onto the residual stream; layer norm, RMS norm; rotary positions
 decode_attention/   one query per head against the cache
-active_set/ gate_set/   which neurons will fire; which of a gated MLP matter
-gathered_mlp/       the MLP over the neurons that fire
+missing_kv/         keys and values of a head, computed when it is needed
+active_set/ gate_set/ gathered_mlp/   which neurons fire, which matter; the MLP over them
 portable.py compiled.py   everything by its definition; everything compiled
 choice.py           open_cpu: which of them this machine gets
 """
@@ -24,6 +22,7 @@ from winnow.kernels.cpu import MOST_BATCH, Calls, Cells, Cpu, Listed, Lists, Tap
 from winnow.kernels.decode_attention import attend
 from winnow.kernels.gate_set import gate_set
 from winnow.kernels.gathered_mlp import dense_mlp, gathered_mlp
+from winnow.kernels.lazy_kv import LazyKv
 from winnow.kernels.linear import linear
 from winnow.kernels.matrices import AnyMatrix, Int4Matrix, Matrix, QuantisedMatrix, matrix
 from winnow.kernels.operands import Activation, KvBlock, int4, relu, silu
@@ -38,6 +37,7 @@ __all__ = [
     "Cpu",
     "Int4Matrix",
     "KvBlock",
+    "LazyKv",
     "Listed",
     "Lists",
     "Matrix",

@@ -33,14 +33,14 @@ def index_array(indices: Tensor, n_neurons: int) -> np.ndarray:
 
 
 def block_list(blocks: Tensor, n_rows: int, n_blocks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return room for the blocks that cut `n_rows` evenly, [1, n_blocks], the given ones in it; how many."""
+    """Return room for the numbers of blocks that cut `n_rows` evenly, the given ones in it; how many."""
     if n_blocks < 1 or n_rows % n_blocks:
         raise UsageError(f"{n_blocks} blocks were asked of {n_rows} rows, expected a divisor of them.")
     listed = blocks.tolist()
     if len(listed) > n_blocks or not all(0 <= block < n_blocks for block in listed):
         raise UsageError(f"blocks are {listed}, expected at most {n_blocks} of 0..{n_blocks - 1}.")
-    room = np.zeros((1, n_blocks), np.int32)
-    room[0, : len(listed)] = listed
+    room = np.zeros(n_blocks, np.int32)
+    room[: len(listed)] = listed
     return room, np.array([len(listed)], np.int64)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float32, Float64, Int32, UInt16
 from winnow.base.errors import UsageError
 from winnow.kernels import native
 from winnow.kernels.cpu import Cell, Cells, Listed
+from winnow.kernels.lazy_kv import LazyKv
 from winnow.kernels.matrices import AnyMatrix
 from winnow.kernels.operands import Activation, KvBlock
 from winnow.kernels.records import NeuronRecords
@@ -76,6 +77,16 @@ class _NativeCalls:
         """Write the attention of `q` over its own position and those before it, at most `window` if any."""
         self._native.attend(q, kv.handle, position, window, scale, out, *(heads or (None, None)))
         self._keep(q, kv, position, out, heads)
+
+    def due_heads(self, lazy: LazyKv, position: Cell, selected: Listed, due: Listed, most: Cell) -> None:
+        """List the heads due, those selected and those that waited longest; write the most that one lacks."""
+        self._native.due_heads(lazy.handle, position, *selected, *due, most)
+        self._keep(lazy, position, selected, due, most)
+
+    def missing_kv(self, x: Array, lazy: LazyKv, position: Cell, heads: Listed) -> None:
+        """Keep `x`, the input at `position`; store keys and values that the listed heads lack up to it."""
+        self._native.missing_kv(x, lazy.handle, position, *heads)
+        self._keep(x, lazy, position, heads)
 
     def gathered_rows(
         self, x: Array, matrix: AnyMatrix, bias: Array | None, blocks: List, count: Cells, out: Array

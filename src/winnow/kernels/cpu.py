@@ -17,6 +17,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64, UInt16
 
+from winnow.kernels.lazy_kv import LazyKv
 from winnow.kernels.matrices import AnyMatrix
 from winnow.kernels.operands import Activation, KvBlock
 from winnow.kernels.records import NeuronRecords
@@ -97,6 +98,14 @@ class Calls(Protocol):
         ``window > 0`` hides all but the last `window` of them. With `heads`, only the heads that share
         one of these kv heads are computed, and no other keys or values read.
         """
+        ...
+
+    def due_heads(self, lazy: LazyKv, position: Cell, selected: Listed, due: Listed, most: Cell) -> None:
+        """List the heads due, those selected and those that waited longest; write the most that one lacks."""
+        ...
+
+    def missing_kv(self, x: Float32[np.ndarray, " D"], lazy: LazyKv, position: Cell, heads: Listed) -> None:
+        """Keep `x`, the input at `position`; store keys and values that the listed heads lack up to it."""
         ...
 
     def gathered_rows(

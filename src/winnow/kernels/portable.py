@@ -22,8 +22,10 @@ from winnow.kernels.gathered_linear.reference import (
     gathered_rows_reference,
 )
 from winnow.kernels.gathered_mlp.reference import dense_mlp_reference, gathered_mlp_reference
+from winnow.kernels.lazy_kv import LazyKv
 from winnow.kernels.linear.reference import linear_reference
 from winnow.kernels.matrices import AnyMatrix
+from winnow.kernels.missing_kv.reference import due_heads_reference, missing_kv_reference
 from winnow.kernels.norm.reference import layer_norm_reference, rms_norm_reference
 from winnow.kernels.operands import Activation, KvBlock
 from winnow.kernels.records import NeuronRecords
@@ -106,6 +108,29 @@ class _ReferenceCalls:
             grouped[chosen] = mixed.numpy().reshape(kv.n_kv_heads, -1)[chosen]
 
         self._take(mix)
+
+    def due_heads(self, lazy: LazyKv, position: Cell, selected: Listed, due: Listed, most: Cell) -> None:
+        """List the heads due, those selected and those that waited longest; write the most that one lacks."""
+
+        def choose() -> None:
+            missing = _kept(lazy, position)
+            listed = due_heads_reference(torch.from_numpy(missing), _listed(*selected), lazy.window)
+            _list(*due, listed)
+            most[0] = missing[listed.numpy()].max(initial=0)
+
+        self._take(choose)
+
+    def missing_kv(self, x: Array, lazy: LazyKv, position: Cell, heads: Listed) -> None:
+        """Keep `x`, the input at `position`; store keys and values that the listed heads lack up to it."""
+
+        def fill() -> None:
+            missing, at = _kept(lazy, position), int(position[0])
+            lazy.inputs[at % lazy.window] = x
+            for head in heads[0][: int(heads[1][0])].tolist():
+                if missing[head]:
+                    _fill(lazy, head, at)
+
+        self._take(fill)
 
     def gathered_rows(
         self, x: Array, matrix: AnyMatrix, bias: Array | None, blocks: List, count: Cells, out: Array
@@ -270,6 +295,36 @@ def _position(kv: KvBlock, position: Cell) -> int:
     if not 0 <= at < kv.capacity:
         raise ValueError(f"position {at} lies outside the cache of {kv.capacity}.")
     return at
+
+
+def _kept(lazy: LazyKv, position: Cell) -> np.ndarray:
+    """Return what each head lacks, if the inputs are still there."""
+    at = _position(lazy.kv, position)
+    missing = lazy.missing(at)
+    for head in np.flatnonzero((lazy.filled < 0) | (missing > lazy.window)):
+        held, least = lazy.filled[head], lazy.window - 1
+        raise ValueError(f"head {head} holds {held} positions, expected {at} or up to {least} fewer.")
+    return missing
+
+
+def _fill(lazy: LazyKv, head: int, position: int) -> None:
+    """Store what one head lacks up to `position`."""
+    kv, start, end = lazy.kv, int(lazy.filled[head]), position + 1
+    at = np.arange(start, end) % lazy.window
+    firsts = [part * kv.head_width for part in (head, kv.n_kv_heads + head)]  # rows of keys, of values
+    weight = torch.cat([lazy.matrix.part(first, first + kv.head_width).weight for first in firsts])
+    rows = np.concatenate([np.arange(first, first + kv.head_width) for first in firsts])
+    bias = None if lazy.bias is None else torch.from_numpy(lazy.bias[rows])
+    norm = None if lazy.norm is None else (torch.from_numpy(lazy.norm[0]), lazy.norm[1])
+    cos, sin = lazy.angles or (None, None)
+    angles = None if cos is None or sin is None else (torch.from_numpy(cos[at]), torch.from_numpy(sin[at]))
+    k, v = missing_kv_reference(torch.from_numpy(lazy.inputs[at]), weight, bias, norm, angles)
+    kv.keys[head, start:end], kv.values[head, start:end] = k, v
+    lazy.filled[head] = end
+
+
+def _listed(blocks: List, count: Cell) -> torch.Tensor:
+    return torch.from_numpy(blocks[: int(count[0])])
 
 
 def _list(indices: List, count: Cells, chosen: torch.Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Protocol, final, runtime_checkable
 
 import torch
 
-from winnow.engine.cache import KvCache
+from winnow.engine.cache import KV_POLICIES, KvCache, KvPolicy
 from winnow.engine.decode import Decoder
 from winnow.engine.generate import DTYPES, torch_threads
 from winnow.engine.prefill import Prefill
@@ -65,6 +65,7 @@ class WinnowRunner:
         cpu: Cpu,
         vocab_size: int,
         heads: Sequence[HeadPredictor | None] = (),
+        kv: KvPolicy = KV_POLICIES["dense"],
     ) -> None:
         self.name = "winnow-dense" if predictors is None else "winnow-sparse"
         self.dtype = PRECISIONS[weights.embed.dtype]
@@ -72,7 +73,7 @@ class WinnowRunner:
         self.cpu = cpu
         self.vocab_size = vocab_size
         layers = predictors or (None,) * weights.config.n_layers
-        self.decoder = Decoder(weights, layers, cpu, heads)
+        self.decoder = Decoder(weights, layers, cpu, heads, kv)
         self.prefill = Prefill(weights, cpu)
 
     def run(self, prompt: Sequence[int], n_tokens: int) -> Turn:

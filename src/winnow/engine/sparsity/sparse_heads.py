@@ -1,7 +1,8 @@
 """Sparse heads: what leaving heads out means, in plain torch; it counts.   (floor 5 · engine)
 
-Keys and values of every head are computed and kept, so that a head left out at one token is whole at the
-next. What is left out is the head's query, its attention and its part of the map behind it.
+Keys and values of every head are kept, computed at once or when they are needed, so that a head left out at
+one token is whole at the next. What is left out is the head's query, its attention and its part of the map
+behind it.
 """
 
 from collections.abc import Sequence

@@ -6,6 +6,7 @@ Reads 2 * K * T * E * itemsize bytes of cache, each byte once: the H // K query 
 together. The query and the probabilities stay in float32 whatever the dtype of the cache.
 
     reference.py   the definition
+    store.hpp      rounded to the type of the cache, for other kernels too
     cpu.cpp        blocks of 256 positions, each with its own maximum, combined in a fixed order
 """
 

@@ -1,6 +1,5 @@
 // One query per head against the cache: blocks of positions, each with its own maximum, combined in order.
-#include "../native/kernels.hpp"
-#include "../native/rows.hpp"
+#include "store.hpp"
 
 namespace winnow::WINNOW_LEVEL {
 
@@ -8,27 +7,11 @@ constexpr std::int64_t kBlock = 256;  // positions
 
 static std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
-template <class W>
-static void put_rows(W* rows, std::int64_t stride, std::int64_t heads, std::int64_t width, const float* x) {
-  for (std::int64_t h = 0; h < heads; ++h) {
-    for (std::int64_t e = 0; e < width; ++e) {
-      if constexpr (sizeof(W) == 2) {
-        rows[h * stride + e] = round_bf16(x[h * width + e]);
-      } else {
-        rows[h * stride + e] = x[h * width + e];
-      }
-    }
-  }
-}
-
 void append_kv(const KvBlock& kv, std::int64_t position, const float* k, const float* v) {
-  const std::int64_t stride = kv.capacity * kv.width, at = position * kv.width;
-  if (kv.dtype == Dtype::bfloat16) {
-    put_rows(reinterpret_cast<bf16*>(kv.keys) + at, stride, kv.kv_heads, kv.width, k);
-    put_rows(reinterpret_cast<bf16*>(kv.values) + at, stride, kv.kv_heads, kv.width, v);
-  } else {
-    put_rows(reinterpret_cast<float*>(kv.keys) + at, stride, kv.kv_heads, kv.width, k);
-    put_rows(reinterpret_cast<float*>(kv.values) + at, stride, kv.kv_heads, kv.width, v);
+  for (std::int64_t h = 0; h < kv.kv_heads; ++h) {
+    const std::int64_t at = (h * kv.capacity + position) * kv.width;
+    store_rows(kv, kv.keys, at, kv.width, k + h * kv.width);
+    store_rows(kv, kv.values, at, kv.width, v + h * kv.width);
   }
 }
 

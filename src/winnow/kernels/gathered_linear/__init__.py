@@ -38,8 +38,10 @@ def gathered_rows(
     """Return ``weight @ x`` in the rows of the listed blocks, NaN in the others: the bits of `linear`."""
     n_rows, width = matrix.shape
     out = torch.full((n_rows,), torch.nan)
-    listed = block_list(blocks, n_rows, n_blocks)
-    cpu.gathered_rows(float32_array("x", x, width)[None], matrix, None, *listed, out[None].numpy())
+    listed, count = block_list(blocks, n_rows, n_blocks)
+    cpu.gathered_rows(
+        float32_array("x", x, width)[None], matrix, None, listed[None], count, out[None].numpy()
+    )
     return out
 
 
@@ -51,8 +53,8 @@ def gathered_columns(
     `matrix` holds ``by_blocks(weight, n_blocks)``. Exact up to the order of summation, that of the list.
     """
     n_rows, width = matrix.shape
-    listed = block_list(blocks, n_rows, n_blocks)
+    listed, count = block_list(blocks, n_rows, n_blocks)
     out = torch.empty(n_rows // n_blocks)
     row = float32_array("a", a, n_blocks * width)[None]
-    cpu.gathered_columns(row, matrix, None, *listed, out[None].numpy())
+    cpu.gathered_columns(row, matrix, None, listed[None], count, out[None].numpy())
     return out

@@ -45,6 +45,15 @@ NB_MODULE(_native, m) {
                            static_cast<Dtype>(dtype)};
       });
 
+  nb::class_<LazyKv>(m, "LazyKv")
+      .def("__init__", [](LazyKv* self, const KvBlock& kv, const Matrix& matrix, std::uintptr_t bias,
+                          std::uintptr_t norm, std::uintptr_t cosines, std::uintptr_t sines, std::uintptr_t inputs,
+                          std::uintptr_t filled, float eps, std::int64_t window) {
+        const auto floats = [](std::uintptr_t memory) { return reinterpret_cast<float*>(memory); };
+        new (self) LazyKv{kv, matrix, floats(bias), floats(norm), floats(cosines), floats(sines), floats(inputs),
+                          reinterpret_cast<std::int64_t*>(filled), eps, window};
+      });
+
   // Arrays are never converted: a converted one would be a copy, and what is written to it would be lost.
   const auto array = [] { return arg().noconvert(); };
   const auto maybe = [] { return arg().none().noconvert(); };
@@ -56,6 +65,8 @@ NB_MODULE(_native, m) {
       .def("rotate", &Calls::rotate, array(), array(), array(), Unlocked())
       .def("append_kv", &Calls::append_kv, arg(), array(), array(), array(), Unlocked())
       .def("attend", &Calls::attend, array(), arg(), array(), arg(), arg(), array(), maybe(), maybe(), Unlocked())
+      .def("due_heads", &Calls::due_heads, arg(), array(), array(), array(), array(), array(), array(), Unlocked())
+      .def("missing_kv", &Calls::missing_kv, array(), arg(), array(), array(), array(), Unlocked())
       .def("gathered_rows", &Calls::gathered_rows, array(), arg(), maybe(), array(), array(), array(), Unlocked())
       .def("gathered_columns", &Calls::gathered_columns, array(), arg(), maybe(), array(), array(), array(), Unlocked())
       .def("active_set", &Calls::active_set, array(), arg(), arg(), array(), arg(), array(), array(), Unlocked())

@@ -52,6 +52,26 @@ struct KvBlock {
   Dtype dtype;
 };
 
+constexpr std::int64_t kMostWindow = 64;  // lazy_kv.py holds windows to it
+
+// A layer's cache of which heads may lack the last positions, and what these are computed from. Position p has row
+// p % window of inputs, cosines and sines.
+struct LazyKv {
+  KvBlock kv;
+  Matrix matrix;  // rows of keys, then of values
+  const float *bias, *norm;  // null where there is none; `norm` is of the keys
+  const float *cosines, *sines;  // null where keys are not rotated
+  float* inputs;
+  std::int64_t* filled;  // per head, how many positions are whole
+  float eps;
+  std::int64_t window;
+
+  // Positions that a head lacks up to `position`, which is among them.
+  std::int64_t missing(std::int64_t head, std::int64_t position) const {
+    return filled[head] <= position ? position + 1 - filled[head] : 0;
+  }
+};
+
 // Memory that a kernel may use until it returns, grown and never shrunk; 64-byte aligned.
 class Scratch {
  public:
@@ -85,6 +105,9 @@ struct Kernels {
   // listed: the `count` kv heads to attend with, null for all, which `count` then is
   void (*attend)(Context&, const float* q, std::int64_t heads, const KvBlock&, std::int64_t start, std::int64_t length,
                  float scale, const std::int32_t* listed, std::int64_t count, float* out);
+  // x is the input at `position`
+  void (*missing_kv)(Context&, const float* x, const LazyKv&, std::int64_t position, const std::int32_t* heads,
+                     std::int64_t count);
   // the listed blocks of `rows` rows each
   void (*gathered_rows)(Context&, const float* x, std::int64_t batch, const Matrix&, const float* bias, const Lists&,
                         std::int64_t rows, float* out);

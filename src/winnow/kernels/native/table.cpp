@@ -12,6 +12,7 @@ void rotate(float*, std::int64_t, std::int64_t, const float*, const float*);
 void append_kv(const KvBlock&, std::int64_t, const float*, const float*);
 void attend(Context&, const float*, std::int64_t, const KvBlock&, std::int64_t, std::int64_t, float, const std::int32_t*,
             std::int64_t, float*);
+void missing_kv(Context&, const float*, const LazyKv&, std::int64_t, const std::int32_t*, std::int64_t);
 void gathered_rows(Context&, const float*, std::int64_t, const Matrix&, const float*, const Lists&, std::int64_t,
                    float*);
 void gathered_columns(Context&, const float*, std::int64_t, const Matrix&, const float*, const Lists&, std::int64_t,
@@ -51,9 +52,9 @@ static float read(const char* memory, std::int64_t bytes, bool prefetching) {
 }
 
 const Kernels& kernels() {
-  static constexpr Kernels table = {linear, add,           layer_norm,       rms_norm,   rotate,   append_kv,
-                                    attend, gathered_rows, gathered_columns, active_set, gate_set, mlp,
-                                    unpack, pack,          read};
+  static constexpr Kernels table = {linear,     add,           layer_norm,       rms_norm,   rotate,   append_kv, attend,
+                                    missing_kv, gathered_rows, gathered_columns, active_set, gate_set, mlp,       unpack,
+                                    pack,       read};
   return table;
 }
 

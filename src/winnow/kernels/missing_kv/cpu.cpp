@@ -1,0 +1,115 @@
+// Keys and values of some heads at all positions they lack: a task is the keys of a head, or its values.
+#include "../decode_attention/store.hpp"
+#include "../linear/product.hpp"
+
+#include <cstring>
+
+namespace winnow::WINNOW_LEVEL {
+
+void rms_norm(const float*, std::int64_t, std::int64_t, const float*, float, float*);
+void rotate(float*, std::int64_t, std::int64_t, const float*, const float*);
+
+// out[t * rows + i] = row (begin + i) . x[t] for i < rows, t < count; the rows that begin at `ahead` are read next.
+template <class W>
+static void products(const Matrix& matrix, std::int64_t begin, std::int64_t rows, std::int64_t ahead,
+                     const Input<W>* const* x, std::int64_t count, float* out) {
+  const std::int64_t run = rows / kStreams, last = begin + rows - 1, n = matrix.columns;
+  Row<W> at[kStreams], next[kStreams];
+  const auto each_input = [&](bool prefetching, auto put) {
+    float sums[kTogether<W>][kRows];
+    std::int64_t t = 0;
+    const auto later = [&] { return prefetching && t == 0 ? next : nullptr; };
+    for (; t + kTogether<W> <= count; t += kTogether<W>) {
+      dots<W, kStreams>(at, x + t, n, sums, later());
+      for (int v = 0; v < kTogether<W>; ++v) put(t + v, sums[v]);
+    }
+    for (; t < count; ++t) {
+      dot<W, kStreams>(at, x[t], n, sums[0], later());
+      put(t, sums[0]);
+    }
+  };
+  for (std::int64_t i = 0; i < run; ++i) {
+    for (int s = 0; s < kStreams; ++s) {
+      at[s] = row_of<W>(matrix, begin + s * run + i);
+      next[s] = row_of<W>(matrix, i + 1 < run ? begin + s * run + i + 1 : (ahead < 0 ? begin : ahead) + s * run);
+    }
+    each_input(true, [&](std::int64_t t, const float* sums) {
+      for (int s = 0; s < kStreams; ++s) out[t * rows + s * run + i] = sums[s];
+    });
+  }
+  if (const std::int64_t done = kStreams * run; done < rows) {
+    for (int s = 0; s < kStreams; ++s) at[s] = row_of<W>(matrix, begin + done + s < last ? begin + done + s : last);
+    each_input(false, [&](std::int64_t t, const float* sums) {
+      for (std::int64_t i = done; i < rows; ++i) out[t * rows + i] = sums[i - done];
+    });
+  }
+}
+
+// What `linear`, the norm and the rotation give: `count` rows of y, the positions from `first` on.
+static void settle_rows(const LazyKv& lazy, std::int64_t begin, bool are_keys, std::int64_t first, std::int64_t count,
+                        float* y) {
+  const std::int64_t width = lazy.kv.width;
+  const auto* scales = reinterpret_cast<const float*>(lazy.matrix.scales);
+  for (std::int64_t t = 0; t < count; ++t) {
+    float* row = y + t * width;
+    for (std::int64_t i = 0; lazy.matrix.dtype == Dtype::int8 && i < width; ++i) {
+      row[i] *= scales[(begin + i) * lazy.matrix.scale_stride];
+    }
+    for (std::int64_t i = 0; lazy.bias && i < width; ++i) row[i] += lazy.bias[begin + i];
+  }
+  if (!are_keys) return;
+  if (lazy.norm) rms_norm(y, count, width, lazy.norm, lazy.eps, y);
+  for (std::int64_t t = 0; lazy.cosines && t < count; ++t) {
+    const std::int64_t angle = (first + t) % lazy.window * (width / 2);
+    rotate(y + t * width, 1, width, lazy.cosines + angle, lazy.sines + angle);
+  }
+}
+
+template <class W>
+static void compute(Context& context, const LazyKv& lazy, std::int64_t position, const std::int32_t* heads,
+                    std::int64_t count) {
+  const Matrix& matrix = lazy.matrix;
+  const std::int64_t width = lazy.kv.width, room = input_floats(matrix.columns);
+  std::int64_t most = 0;
+  for (std::int64_t a = 0; a < count; ++a) {
+    const std::int64_t missing = lazy.missing(heads[a], position);
+    most = missing > most ? missing : most;
+  }
+  const Input<W>* x[kMostWindow];  // of the last `most` positions
+  float* memory = context.scratch.floats(0, most * room);
+  for (std::int64_t t = 0; t < most; ++t) {
+    const float* kept = lazy.inputs + (position + 1 - most + t) % lazy.window * matrix.columns;
+    x[t] = input<W>(kept, matrix.columns, memory + t * room);
+  }
+  float* found = context.scratch.floats(1, 2 * count * most * width);
+  const auto begin_of = [&](std::int64_t task) {
+    return (task % 2 * lazy.kv.kv_heads + heads[task / 2]) * width;
+  };
+  auto job = [&](Pool& pool) {
+    each_block_ahead(pool, 0, 2 * count, [&](std::int64_t task, std::int64_t next) {
+      const std::int64_t head = heads[task / 2], missing = lazy.missing(head, position);
+      if (missing == 0) return;
+      const std::int64_t begin = begin_of(task), first = position + 1 - missing;
+      float* y = found + task * most * width;
+      products<W>(matrix, begin, width, next < 0 ? -1 : begin_of(next), x + most - missing, missing, y);
+      settle_rows(lazy, begin, task % 2 == 0, first, missing, y);
+      store_rows(lazy.kv, task % 2 == 0 ? lazy.kv.keys : lazy.kv.values,
+                 (head * lazy.kv.capacity + first) * width, missing * width, y);
+    });
+    pool.wait(0, 2 * count);
+  };
+  run_job(context.pool, 2 * count * width * row_bytes_of(matrix.dtype, matrix.columns), job);
+}
+
+void missing_kv(Context& context, const float* x, const LazyKv& lazy, std::int64_t position, const std::int32_t* heads,
+                std::int64_t count) {
+  const std::int64_t n = lazy.matrix.columns;
+  std::memmove(lazy.inputs + position % lazy.window * n, x, static_cast<std::size_t>(n) * sizeof(float));
+  of_weights(lazy.matrix.dtype,
+             [&](auto w) { compute<decltype(w)>(context, lazy, position, heads, count); });
+  for (std::int64_t a = 0; a < count; ++a) {
+    if (lazy.filled[heads[a]] <= position) lazy.filled[heads[a]] = position + 1;
+  }
+}
+
+}  // namespace winnow::WINNOW_LEVEL
