@@ -16,7 +16,7 @@ from winnow.engine.synthetic import synthetic_shape
 from winnow.kernels import open_cpu
 
 SHAPE, DTYPE, DENSITY, HEAD_DENSITY = "opt-1.3b", torch.bfloat16, 0.10, 0.5
-NEW_TOKENS, REPEATS = 64, 3
+NEW_TOKENS, REPEATS = 48, 2
 CONTEXTS = (128, 512, 1024, 2048 - NEW_TOKENS)
 
 

@@ -23,7 +23,7 @@ from winnow.base.files import replacing
 from winnow.base.roofline import Measurement, roofline
 from winnow.base.timing import commit
 
-LENGTHS = ("--prompt-tokens", "128", "--max-tokens", "64", "--repeats", "3", "--threads", str(THREADS))
+LENGTHS = ("--prompt-tokens", "128", "--max-tokens", "48", "--repeats", "2", "--threads", str(THREADS))
 DENSE, SPARSE = "winnow-dense", "winnow-sparse"
 ASKED_SHARE = 0.70  # of the read bandwidth, by each of Winnow's own engines
 DRAWN = "opt-1.3b"
@@ -65,6 +65,7 @@ class Asked:
 
 RACES = {
     "opt-1.3b-bf16": Race("opt-1.3b", "bf16", "hf,llama.cpp,ctranslate2"),
+    "opt-1.3b-bf16-lazy": Race("opt-1.3b", "bf16", "hf", options=("--kv", "lazy")),
     "opt-1.3b-int8": Race("opt-1.3b", "int8", "llama.cpp,ctranslate2"),
     "opt-1.3b-int4": Race("opt-1.3b", "int4", "llama.cpp"),
     "llama-1b-bf16": Race("llama-1b", "bf16", "llama.cpp", density=0.25, head_density=1.0),
@@ -77,6 +78,7 @@ ASKED = (
     Asked("llama-1b-bf16", DENSE, ("llama.cpp",), 1.1),
     Asked("llama-1b-int4", DENSE, ("llama.cpp",), 1.0),
     Asked("opt-1.3b-bf16", SPARSE, ("hf",), 8.5),
+    Asked("opt-1.3b-bf16-lazy", SPARSE, ("hf",), 11.0),
     Asked("opt-1.3b-bf16", SPARSE, (DENSE,), 2.0),
     Asked("opt-1.3b-int8", SPARSE, (DENSE,), 2.0),
     Asked("opt-1.3b-int4", SPARSE, (DENSE,), 2.0),
