@@ -44,7 +44,7 @@ def decodings() -> Iterator[tuple[int, Decoding, int]]:
 
 def turn(decoding: Decoding, token: int) -> tuple[list[float], list[int]]:
     """Return the seconds of each step behind the prompt, and the tokens."""
-    decoding.cache.length = PROMPT_TOKENS
+    decoding.caches[0].length = PROMPT_TOKENS
     seconds, tokens = [], []
     for _ in range(STEPS):
         started_s = time.perf_counter()

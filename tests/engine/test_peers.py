@@ -87,9 +87,10 @@ def test_llama_cpp_decodes_winnows_tokens_of_a_llama(llama_cpp, changes, rng):
 
 
 def test_llama_cpp_decodes_winnows_tokens_in_bf16(llama_cpp):
-    source = synthetic_model(LLAMA, torch.bfloat16, 0.2, seed=8).source
+    # The two round at other places; of random models about two in five have a near tie in forty tokens.
+    source = synthetic_model(LLAMA, torch.bfloat16, 0.2, seed=9).source
     turn = llama_cpp(source, "bf16").run(PROMPT, N_TOKENS)
-    assert turn.token_ids[:20] == dense_tokens(source, "bf16")[:20]
+    assert turn.token_ids == dense_tokens(source, "bf16")
 
 
 def test_llama_cpps_gpt2_is_an_opt_with_gelu(llama_cpp, rng):
@@ -120,9 +121,12 @@ def test_llama_cpp_runs_every_precision_from_an_empty_cache(llama_cpp, raw, dtyp
 
 
 def test_eight_bits_of_llama_cpp_seldom_change_a_token(llama_cpp):
-    source = synthetic_model(LLAMA, torch.int8, 0.2, seed=8).source
-    exact, rounded = (llama_cpp(source, dtype).run(PROMPT, 8).token_ids for dtype in ("bf16", "int8"))
-    assert exact[:6] == rounded[:6]
+    alike = 0
+    for seed in range(8, 16):
+        source = synthetic_model(LLAMA, torch.int8, 0.2, seed=seed).source
+        exact, rounded = (llama_cpp(source, dtype).run(PROMPT, 3).token_ids for dtype in ("bf16", "int8"))
+        alike += exact == rounded
+    assert alike >= 6
 
 
 def test_llama_cpp_says_nothing(llama_cpp, capfd):

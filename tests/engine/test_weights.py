@@ -24,11 +24,11 @@ def test_a_linear_map_reads_alike_for_rows_and_for_kernels(
     cpu: Cpu, dtype: torch.dtype, has_bias: bool
 ) -> None:
     linear = Linear(Matrix(randn(13, 37).to(dtype)), randn(13) if has_bias else None)
-    x, out = randn(37), torch.empty(13)
+    x, out = randn(2, 37), torch.empty(2, 13)
     linear.apply(cpu, x.numpy(), out.numpy())
     # torch rounds a bfloat16 product to bfloat16, the kernels keep it in float32.
     bound = 1e-5 if dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(out, linear(x[None])[0], rtol=bound, atol=bound)
+    torch.testing.assert_close(out, linear(x), rtol=bound, atol=bound)
     assert linear.n_bytes == 13 * 37 * dtype.itemsize
 
 
