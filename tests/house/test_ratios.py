@@ -1,14 +1,17 @@
-"""Ratios: what was asked is compared with what was measured, losses are named, every row is a point."""
+"""Ratios: what was asked is compared with what was measured, losses are named, the picture is current."""
 
+import json
 from xml.etree import ElementTree
 
 import pytest
 from benchmarks.context import grown
-from benchmarks.ratios import ASKED, RACES, assembled, picture
+from benchmarks.ratios import ASKED, PICTURE, RACES, assembled, picture
 
+from tests.house.source import ROOT
 from winnow.engine.bench import BenchReport, Row
 from winnow.engine.bench.report import Machine
 
+RESULT = ROOT / "benchmarks/results/ratios.json"
 SPEEDS = {"winnow-dense": 17.0, "winnow-sparse": 35.0, "hf": 5.0, "llama.cpp": 20.0, "ctranslate2": 10.0}
 
 
@@ -75,6 +78,14 @@ def test_the_picture_has_a_point_per_row():
     drawn = picture(assembled({"opt-1.3b-bf16": report()}))
     points = ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}circle")
     assert len(list(points)) == len(SPEEDS)
+
+
+def test_the_picture_is_drawn_from_the_committed_rows():
+    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    assert PICTURE.read_text(encoding="utf-8") == picture(result), "run python -m benchmarks.ratios"
+    rows = [each for each in result["rows"] if each["shape"] == "opt-1.3b"]
+    found = ElementTree.fromstring(picture(result)).iter("{http://www.w3.org/2000/svg}circle")
+    assert len(list(found)) == len(rows)
 
 
 def context_row(engine, n_read, ms, n_bytes) -> Row:
