@@ -194,23 +194,42 @@ class Broken(Exception):
     pass
 
 
+def break_off_at_the_end(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ctrl-C does: the calls have run, the step has not ended."""
+
+    def broken(position: int) -> None:
+        raise Broken
+
+    for decoding in runs.decodings:
+        with monkeypatch.context() as patched:
+            patched.setattr(decoding._backlogs[0], "end", broken)
+            with pytest.raises(Broken):
+                decoding.step(7)
+
+
 @pytest.mark.compiled
 def test_a_step_that_was_broken_off_is_taken_again_with_another_token(monkeypatch, rng):
     weights = tiny_weights("llama", torch.bfloat16)
     runs = Runs(weights, head_predictors(weights, rng), 5)
     for token in some_ids(rng, 9):
         runs.step(token)
-    for decoding in runs.decodings:  # what Ctrl-C does: the calls have run, the step has not ended
-        with monkeypatch.context() as patched:
-
-            def broken(position: int) -> None:
-                raise Broken
-
-            patched.setattr(decoding._backlogs[0], "end", broken)
-            with pytest.raises(Broken):
-                decoding.step(7)
+    break_off_at_the_end(runs, monkeypatch)
     for token in some_ids(rng, 9):
         runs.step(token)
+    runs.assert_caches_equal()
+
+
+@pytest.mark.compiled
+def test_a_first_step_behind_an_earlier_position_may_be_broken_off(monkeypatch, rng):
+    weights = tiny_weights("llama", torch.bfloat16)
+    runs = Runs(weights, head_predictors(weights, rng), 5)
+    for token in some_ids(rng, 20):
+        runs.step(token)
+    runs.go_back(6)  # further than the inputs reach
+    break_off_at_the_end(runs, monkeypatch)
+    runs.assert_caches_equal()
+    runs.read(some_ids(rng, 3))
+    runs.step(11)
     runs.assert_caches_equal()
 
 
