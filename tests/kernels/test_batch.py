@@ -187,9 +187,14 @@ def test_a_wrong_batch_is_refused(isa: str, rows: int, lists: list[list[int]], w
 
 @pytest.mark.compiled
 def test_a_list_alone_may_have_any_order(isa: str):
-    for call in calls_of(1, [[3, 0, 2, 1]]):
-        call(opened(isa, 1))
-    assert len(calls_of(1, [[3, 0, 2, 1]])) == 3
+    rng = torch.Generator().manual_seed(0)
+    held, x = records(rng, (4, 32), torch.float32, gated=False), normal(rng, 1, 32).numpy()
+    found = []
+    for order in ([0, 1, 2, 3], [3, 0, 2, 1]):
+        found.append(np.zeros((1, 32), np.float32))
+        opened(isa, 1).gathered_mlp(x, held, np.array([order], np.int32), np.array([4]), relu, found[-1])
+    assert found[0].any()
+    assert np.allclose(*found, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.compiled

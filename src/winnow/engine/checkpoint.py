@@ -11,8 +11,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -129,10 +130,20 @@ class Checkpoint:
 
 
 @final
-class DictSource:
-    """A model in memory, read in the same way as a checkpoint."""
+@dataclass(frozen=True)
+class DrawnTensor:
+    """A tensor that `draw` makes, the same whenever it is called; nobody holds it in between."""
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    draw: Callable[[], Tensor]
+
+
+@final
+class DictSource:
+    """A model in memory, or drawn when it is read, in the same way as a checkpoint."""
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor | DrawnTensor]) -> None:
         """Offer `tensors`, which are not copied."""
         self.config = config
         self._tensors = tensors
@@ -148,7 +159,8 @@ class DictSource:
 
     def tensor(self, name: str) -> Tensor:
         """The tensor called `name`."""
-        return self._tensors[name]
+        held = self._tensors[name]
+        return held if isinstance(held, Tensor) else held.draw()
 
 
 def read_config(directory: Path) -> ModelConfig:

@@ -11,9 +11,7 @@ only where an engine does.
 """
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import final
 
 import torch
 from jaxtyping import Float
@@ -22,8 +20,7 @@ from torch import Tensor
 from winnow.base.errors import UsageError
 from winnow.base.rng import generator
 from winnow.engine.cache import KvCache
-from winnow.engine.checkpoint import DTYPE_NAMES
-from winnow.engine.config import ModelConfig
+from winnow.engine.checkpoint import DictSource, DrawnTensor
 from winnow.engine.families import load_weights, parse_config
 from winnow.engine.model import HeadWatch, MlpInputs, dense_mlp, forward, weighted_sum
 from winnow.engine.sparsity.predictor import GatePredictor, HeadPredictor, LowRankPredictor, Predictor
@@ -54,43 +51,6 @@ ATTENTION_GAIN = 0.1
 EMBED_SCALE = 0.05
 
 
-@final
-@dataclass(frozen=True)
-class DrawnTensor:
-    """A tensor that `draw` makes, the same whenever it is called."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    draw: Callable[[], Tensor]
-
-
-@final
-class DrawnSource:
-    """A random model, read in the same way as a checkpoint.
-
-    A tensor costs its memory from the time it is read until the reader lets it go; biases and norms are held.
-    """
-
-    def __init__(self, config: ModelConfig, tensors: dict[str, Tensor | DrawnTensor]) -> None:
-        """Offer `tensors`; those that are tensors already are not copied."""
-        self.config = config
-        self._tensors = tensors
-
-    def names(self) -> Iterable[str]:
-        """Names of all tensors."""
-        return self._tensors.keys()
-
-    def describe(self, name: str) -> tuple[tuple[int, ...], str]:
-        """Shape and type of a tensor."""
-        tensor = self._tensors[name]
-        return tuple(tensor.shape), DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype))
-
-    def tensor(self, name: str) -> Tensor:
-        """The tensor called `name`."""
-        held = self._tensors[name]
-        return held if isinstance(held, Tensor) else held.draw()
-
-
 @dataclass(frozen=True)
 class SyntheticModel:
     """A random model: the tensors as a checkpoint holds them, loaded weights and a predictor per layer.
@@ -98,7 +58,7 @@ class SyntheticModel:
     With exact predictors, sparse decoding gives the tokens of dense decoding.
     """
 
-    source: DrawnSource
+    source: DictSource
     raw_config: dict
     weights: Weights
     predictors: tuple[Predictor, ...]
@@ -200,7 +160,7 @@ def synthetic_model(raw_config: dict, dtype: torch.dtype, density: float, seed: 
 def _synthetic_opt(raw: dict, dtype: torch.dtype, density: float, draws: torch.Generator) -> SyntheticModel:
     stored = dtype if dtype.is_floating_point else torch.bfloat16
     tensors, predictors = _opt_tensors(raw, stored, draws)
-    source = DrawnSource(parse_config(raw), tensors)
+    source = DictSource(parse_config(raw), tensors)
     weights = load_weights(source, dtype)
     _shift_biases(weights, density, draws)
     for index, (layer, predictor) in enumerate(zip(weights.layers, predictors, strict=True)):
@@ -216,7 +176,7 @@ def _synthetic_opt(raw: dict, dtype: torch.dtype, density: float, draws: torch.G
 
 def _synthetic_llama(raw: dict, dtype: torch.dtype, density: float, draws: torch.Generator) -> SyntheticModel:
     stored = dtype if dtype.is_floating_point else torch.bfloat16
-    source = DrawnSource(parse_config(raw), _llama_tensors(raw, stored, draws))
+    source = DictSource(parse_config(raw), _llama_tensors(raw, stored, draws))
     weights = load_weights(source, dtype)
     return SyntheticModel(source, raw, weights, _gate_predictors(weights, density, draws), is_exact=False)
 
