@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-import torch
 from jaxtyping import Float32
 
 from winnow.base.errors import UsageError
 from winnow.engine.cache import KV_POLICIES, Backlog, KvCache, KvPolicy
 from winnow.engine.config import ModelConfig
 from winnow.engine.families import rotary_table
+from winnow.engine.sparsity.counts import DecodeCounts, Meter
 from winnow.engine.sparsity.predictor import HeadPredictor, Lookahead, Predictor
 from winnow.engine.sparsity.sparse_mlp import WinnowedMlp
 from winnow.engine.weights import HeadLinear, RmsNorm, Weights
@@ -35,42 +35,6 @@ from winnow.kernels import MOST_BATCH, Cpu, Listed, Lists
 Rows = Float32[np.ndarray, "B _"]  # D, or the width that the operand beside it gives
 Half = Float32[np.ndarray, " half"]  # E/2
 ROTARY_POSITIONS = 256  # whose angles are computed at once
-
-
-@final
-@dataclass
-class DecodeCounts:
-    """What was selected, read and waited for since `Decoder.start`, layer by layer.
-
-    `seconds` covers a layer whole, attention included, and the predictor of the layer above where that reads
-    this layer's input. Bytes are the weights, predictors, keys and values that the steps were asked to read;
-    of a selected neuron that turned out not to fire the kernel reads half. `steps` counts tokens: a step of
-    several sequences counts as many.
-    """
-
-    n_neurons: int
-    n_heads: int  # kv heads, each left out with all heads that share it
-    active: list[int]
-    heads: list[int]
-    n_bytes: list[int]
-    seconds: list[float]
-    head_bytes: int = 0  # of the map to logits
-    steps: int = 0
-
-    @property
-    def mlp_density(self) -> float:
-        """Share of neurons selected, over all layers and steps; 1 before the first step."""
-        return sum(self.active) / (self.n_neurons * len(self.active) * self.steps) if self.steps else 1.0
-
-    @property
-    def head_density(self) -> float:
-        """Share of heads computed, over all layers and steps; 1 before the first step."""
-        return sum(self.heads) / (self.n_heads * len(self.heads) * self.steps) if self.steps else 1.0
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Mean bytes read per token; sequences that step together share what they read."""
-        return (sum(self.n_bytes) + self.head_bytes) / max(self.steps, 1)
 
 
 @final
@@ -154,18 +118,25 @@ class Decoding:
         self.caches = caches
         weights, config = decoder.weights, decoder.weights.config
         n, n_heads, batch = config.n_layers, config.n_kv_heads, len(caches)
-        self.counts = DecodeCounts(config.n_neurons, n_heads, [0] * n, [0] * n, [0] * n, [0.0] * n)
         self._buffers = _Buffers(config, batch)
+        self._n_heads = np.full((n, batch), n_heads)
+        self._n_active = np.full((n, batch), config.n_neurons)
         every = np.tile(np.arange(n_heads, dtype=np.int32), (batch, 1))
-        self._heads: list[Lists] = [(every.copy(), np.full(batch, n_heads)) for _ in range(n)]
+        self._heads: list[Lists] = [(every.copy(), self._n_heads[index]) for index in range(n)]
         self._blocks = [cache.blocks for cache in caches]
         leaves_out = [predictor is not None for predictor in decoder.heads]
         self._backlogs = [Backlog(weights, leaves_out, cache, decoder.kv, decoder.cpu) for cache in caches]
         self._tape = decoder.cpu.tape()
-        pairs = zip(weights.layers, decoder.predictors, strict=True)
-        self._mlps = [WinnowedMlp(layer, predictor, self._tape, batch) for layer, predictor in pairs]
+        layers = zip(weights.layers, decoder.predictors, self._n_active, strict=True)
+        self._mlps = [WinnowedMlp(layer, predictor, self._tape, count) for layer, predictor, count in layers]
+        self._meter = Meter(weights, caches, self._backlogs, decoder.heads, self._mlps)
         self._angles = [_Angles(config) for _ in caches]
         self._record()
+
+    @property
+    def counts(self) -> DecodeCounts:
+        """What the steps so far have selected, read and waited for."""
+        return self._meter.counts
 
     def step(self, *tokens: int) -> Float32[np.ndarray, "B V"]:
         """Return the logits after one token of each sequence; every cache grows by one.
@@ -183,14 +154,15 @@ class Decoding:
         for cache, backlog, position in zip(self.caches, self._backlogs, positions, strict=True):
             backlog.end(position)
             cache.length += 1
-        self._count(positions)
+        self._meter.add(positions, self._heads, self._n_heads, self._n_active, buffers.times[:, 0])
         return buffers.logits.copy()
 
     def _embed(self, tokens: Sequence[int], positions: Sequence[int]) -> None:
         weights, buffers = self.decoder.weights, self._buffers
-        buffers.embedded[:] = weights.embed.rows(torch.tensor(list(tokens))).numpy()
-        if weights.positions is not None:
-            buffers.placed[:] = weights.positions[list(positions)].float().numpy()
+        for row, (token, position) in enumerate(zip(tokens, positions, strict=True)):
+            self.decoder.cpu.unpack(weights.embed, token, buffers.embedded[row : row + 1])
+            if weights.positions is not None:
+                buffers.placed[row] = weights.positions[position].float().numpy()
 
     def _record(self) -> None:
         """Record the act: from the tokens' embeddings to the logits."""
@@ -283,36 +255,6 @@ class Decoding:
         self._select(self.decoder.schedule.at_mlp[index], x)
         self._mlps[index].apply(x, self._buffers.mlp)
         return self._buffers.mlp
-
-    def _count(self, positions: Sequence[int]) -> None:
-        """Add what the step whose tokens stood at `positions` has read and waited for."""
-        weights, counts = self.decoder.weights, self.counts
-        times = self._buffers.times[:, 0].tolist()
-        n_q, n_kv, _ = weights.config.qkv_rows
-        for index, (layer, mlp) in enumerate(zip(weights.layers, self._mlps, strict=True)):
-            listed, predictor = self._heads[index], self.decoder.heads[index]
-            cached_bytes = 0
-            for blocks, n_heads, position in zip(self._blocks, listed[1].tolist(), positions, strict=True):
-                block, seen = blocks[index], min(position + 1, layer.window or position + 1)
-                cached_bytes += 2 * seen * n_heads * block.head_width * block.dtype.itemsize
-            q_bytes = layer.qkv.n_bytes * n_q // (n_q + 2 * n_kv)
-            of_heads = (q_bytes + layer.out.n_bytes) * _n_listed(listed) // weights.config.n_kv_heads
-            counts.heads[index] += int(listed[1].sum())
-            counts.active[index] += mlp.n_active
-            kv_bytes = layer.qkv.n_bytes - q_bytes
-            if index in self._backlogs[0]:
-                kv_bytes = sum(backlog.n_bytes(index, kv_bytes) for backlog in self._backlogs)
-            counts.n_bytes[index] += of_heads + kv_bytes + cached_bytes + mlp.n_bytes
-            counts.n_bytes[index] += 0 if predictor is None else predictor.n_bytes
-            counts.seconds[index] += times[index + 1] - times[index]
-        counts.head_bytes += weights.head.n_bytes
-        counts.steps += len(self.caches)
-
-
-def _n_listed(lists: Lists) -> int:
-    """Return how many different things the rows list."""
-    rows = [row[:n] for row, n in zip(*lists, strict=True)]
-    return len(rows[0]) if len(rows) == 1 else len(np.unique(np.concatenate(rows)))
 
 
 class _Angles:

@@ -71,7 +71,7 @@ class WinnowedModule(nn.Module):
         self.weights = mlp
         self.predictor = predictor
         self.views = views
-        self.rows = WinnowedMlp(mlp, predictor, cpu)
+        self.rows = WinnowedMlp(mlp, predictor, cpu, np.ones(1, np.int64))
         self.register_state_dict_pre_hook(_refuse_to_save)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from winnow.engine.model import MlpInputs, activations, weighted_sum
 from winnow.engine.sparsity.predictor import GatePredictor, Predictor
 from winnow.engine.weights import Layer, MlpWeights
-from winnow.kernels import Calls
+from winnow.kernels import Calls, Cells
 
 
 @dataclass(frozen=True)
@@ -88,34 +88,37 @@ class WinnowedMlp:
     and whatever stands beside it; a neuron that several rows select is read once.
     """
 
-    def __init__(self, layer: MlpWeights, predictor: Predictor | None, calls: Calls, batch: int = 1) -> None:
-        """Make the buffers; no weight is copied."""
+    def __init__(self, layer: MlpWeights, predictor: Predictor | None, calls: Calls, count: Cells) -> None:
+        """Make the buffers, for as many rows as `count` has; no weight is copied.
+
+        `count` is where it says how many neurons each row was computed from.
+        """
         self.layer = layer
         self.predictor = predictor
         self.calls = calls
-        n_neurons, is_gate = layer.mlp.n_neurons, isinstance(predictor, GatePredictor)
-        self._count = np.full(batch, n_neurons, np.int64)
+        n_neurons, batch = layer.mlp.n_neurons, len(count)
+        is_gate = isinstance(predictor, GatePredictor)
+        count[:] = n_neurons
+        self._count = count
         self._indices = np.empty((batch, 0 if predictor is None else n_neurons), np.int32)
         self._gates = np.empty((batch, n_neurons), np.float32) if is_gate else None
         self._bias = None if layer.mlp_bias is None else layer.mlp_bias.numpy()
 
     @property
-    def n_active(self) -> int:
-        """How many neurons the last rows were computed from, all rows together."""
-        return int(self._count.sum())
+    def n_read(self) -> int:
+        """How many neurons the last rows were computed from, one that several select counted once."""
+        if self.predictor is None:
+            return self.layer.mlp.n_neurons
+        is_read = np.zeros(self.layer.mlp.n_neurons, bool)
+        for indices, n in zip(self._indices, self._count, strict=True):
+            is_read[indices[:n]] = True
+        return int(np.count_nonzero(is_read))
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of weights and predictor that the last rows were asked to read."""
+    def n_bytes(self, n_read: int) -> int:
+        """Return the bytes of weights and predictor that are read for `n_read` neurons."""
         records = self.layer.mlp
         if self.predictor is None:
-            return records.n_neurons * records.record_bytes
-        n_read = int(self._count[0])
-        if len(self._count) > 1:
-            is_read = np.zeros(records.n_neurons, bool)
-            for indices, n in zip(self._indices, self._count, strict=True):
-                is_read[indices[:n]] = True
-            n_read = int(np.count_nonzero(is_read))
+            return n_read * records.record_bytes
         return int(self.predictor.bytes_read(records, n_read))
 
     def select(self, view: Float32[np.ndarray, "B D"]) -> None:
