@@ -13,8 +13,8 @@ from benchmarks.recorded import BOOK, THREADS, machine, record, winnow_json
 
 from winnow.engine import Engine, KvCache, load
 from winnow.engine.checkpoint import bundled
+from winnow.engine.counts import DecodeCounts
 from winnow.engine.sparsity import windows
-from winnow.engine.sparsity.counts import DecodeCounts
 from winnow.engine.sparsity.fidelity import divergence
 
 

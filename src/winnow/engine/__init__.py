@@ -9,6 +9,7 @@
     cache.py        keys and values of the positions computed so far, at once or when needed
     model.py        the dense definition, in the order of the act
     sparsity/       predictors, plans, their calibration and their fidelity
+    counts.py       what decoding selected, read and waited for
     decode.py       one token through the kernels, with only the neurons it needs
     prefill.py      a prompt, many tokens at a time, from the same packed weights
     sampling.py     from logits to a token

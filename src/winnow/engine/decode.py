@@ -25,8 +25,8 @@ from jaxtyping import Float32
 from winnow.base.errors import UsageError
 from winnow.engine.cache import KV_POLICIES, Backlog, KvCache, KvPolicy
 from winnow.engine.config import ModelConfig
+from winnow.engine.counts import DecodeCounts, Meter
 from winnow.engine.families import rotary_table
-from winnow.engine.sparsity.counts import DecodeCounts, Meter
 from winnow.engine.sparsity.predictor import HeadPredictor, Lookahead, Predictor
 from winnow.engine.sparsity.sparse_mlp import WinnowedMlp
 from winnow.engine.weights import HeadLinear, RmsNorm, Weights

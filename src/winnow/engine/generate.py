@@ -15,12 +15,12 @@ from winnow.base.errors import ModelError, ResourceError, UsageError
 from winnow.base.room import check_memory
 from winnow.engine.cache import KV_POLICIES, KvCache, KvPolicy
 from winnow.engine.checkpoint import Checkpoint
+from winnow.engine.counts import DecodeCounts
 from winnow.engine.decode import Decoder
 from winnow.engine.families import load_weights
 from winnow.engine.prefill import Prefill
 from winnow.engine.sampling import SamplingOptions, pick
 from winnow.engine.sparsity import Plan, find_plan, open_plan
-from winnow.engine.sparsity.counts import DecodeCounts
 from winnow.engine.tokenizer import StreamDecoder, Tokenizer
 from winnow.engine.weights import Weights
 from winnow.kernels import int4, open_cpu

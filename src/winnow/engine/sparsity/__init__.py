@@ -2,7 +2,6 @@
 
 predictor.py      which neurons to compute, from a look at an input of the layer or of one before it
 sparse_mlp.py     the definition of a winnowed MLP, and the shares of neurons it counts
-counts.py         what decoding selected, read and waited for
 sparse_heads.py   the definition of attention with some heads
 plan.py           the predictors of one model, in one file
 adapter.py        a transformers model with winnowed MLPs
