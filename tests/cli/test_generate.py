@@ -86,6 +86,19 @@ def test_lazy_says_in_one_line_where_it_changes_nothing(winnow, planned):
     assert_one_line(winnow("generate", planned, PROMPT, "--kv", "drop"), 2, "--kv: invalid choice: 'drop'")
 
 
+def test_a_head_in_int8_is_read_as_bytes(winnow, model):
+    def answer(*options: object) -> dict:
+        line = ("generate", model, PROMPT, "--max-tokens", 5, "--ignore-eos", "--json", "--dtype", "fp32")
+        return json.loads(winnow(*line, *options).out)
+
+    floats, mixed = (
+        answer()["stats"]["bytes_per_token"],
+        answer("--head-dtype", "int8")["stats"]["bytes_per_token"],
+    )
+    head = load_weights(Checkpoint.open(model), torch.float32).head
+    assert floats - mixed == head.n_bytes - head.matrix.shape[0] * (head.matrix.shape[1] + 4)
+
+
 def test_dense_equals_a_model_without_a_plan(winnow, planned, model):
     options = ("--max-tokens", 12, "--json")
     with_plan = json.loads(winnow("generate", planned, PROMPT, "--dense", *options).out)

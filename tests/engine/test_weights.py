@@ -1,12 +1,15 @@
 """Maps: the reading for the kernels gives what the reading in plain torch gives."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from winnow.base.rng import generator
+from winnow.engine.synthetic import opt_config, synthetic_model
 from winnow.engine.weights import LayerNorm, Linear, RmsNorm
-from winnow.kernels import Cpu, Matrix, open_cpu
+from winnow.kernels import Cpu, Matrix, int4, matrix, open_cpu
 
 
 @pytest.fixture
@@ -44,3 +47,19 @@ def test_a_norm_reads_alike_for_rows_and_for_kernels(cpu: Cpu, norm: LayerNorm |
 def test_rms_norm_divides_by_the_root_of_the_mean_square() -> None:
     y = RmsNorm(torch.full((4,), 2.0), eps=0.0)(torch.tensor([[1.0, -1.0, 7.0, -7.0]]))
     torch.testing.assert_close(y, torch.tensor([[0.4, -0.4, 2.8, -2.8]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, int4, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_head_held_otherwise_is_rounded_and_nothing_else_changes(is_tied: bool, dtype: torch.dtype) -> None:
+    weights = synthetic_model(opt_config(1, 64, 4, vocab_size=101), torch.float32, 0.2, seed=3).weights
+    if not is_tied:
+        weights = replace(weights, head=Linear(Matrix(randn(101, 64))))
+    other = weights.with_head(dtype)
+    assert torch.equal(other.head.matrix.weight, matrix(weights.head.matrix.weight, dtype).weight)
+    assert other.head.n_bytes < weights.head.n_bytes
+    assert (weights.head.matrix is weights.embed) == is_tied
+    assert other.embed is (other.head.matrix if is_tied else weights.embed)
+    assert other.layers is weights.layers
+    assert (other.dtype, other.cache_dtype) == (torch.float32, torch.float32)
+    assert weights.head.matrix.dtype == torch.float32

@@ -133,6 +133,8 @@ def _shape(arguments: argparse.Namespace, held: ExitStack) -> _Field:
     check_memory(math.ceil(n_bytes * sum(map(math.prod, shapes.values()))), arguments.shape)
     model = synthetic_shape(arguments.shape, dtype, arguments.density, seed=0)
     cpu = open_cpu(arguments.threads or len(os.sched_getaffinity(0)))
+    if arguments.head_dtype:
+        model = model.with_head(DTYPES[arguments.head_dtype])
     vocab_size = model.weights.config.vocab_size
     share = arguments.head_density
     weights, heads = (model.weights, ()) if share == 1 else model.by_head(share)

@@ -42,6 +42,7 @@ def open_engine(
         threads=arguments.threads,
         offline=arguments.offline,
         kv=kv,
+        head_dtype=arguments.head_dtype,
     )
     if engine.kv.is_lazy and not (engine.plan and engine.plan.has_heads) and not arguments.quiet:
         say(f"{NO_LAZY}; take a plan that leaves heads out.")

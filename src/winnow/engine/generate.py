@@ -351,7 +351,7 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
 
 
-def load(
+def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
     path: str | Path | None = None,
     *,
     plan: str | Path | None = "auto",
@@ -360,17 +360,21 @@ def load(
     threads: int | None = None,
     offline: bool = False,
     kv: str = "dense",
+    head_dtype: str | None = None,
 ) -> Engine:
     """Load a checkpoint directory, bundled name or hub id (left out: pico) and return an Engine.
 
     `plan`: "auto" takes ``winnow-plan.safetensors`` beside the weights if it is there; a path names another;
-    None runs dense. `dtype` is "bf16" or "fp32". `threads` defaults to the processors this process may use.
+    None runs dense. `dtype` is fp32, bf16, int8 or int4, `head_dtype` that of the map to logits, if another.
+    `threads` defaults to the processors this process may use.
     `kv` matters to plans that leave heads out: "lazy" computes a head's keys and values when it is selected.
     Raises ModelError for a missing or broken model or plan, ResourceError for a device this machine lacks
     and, before a weight is read, for more memory than is free.
     """
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    if head_dtype is not None and head_dtype not in DTYPES:
+        raise UsageError(f"head_dtype is {head_dtype!r}; expected one of {', '.join(DTYPES)}.")
     if kv not in KV_POLICIES:
         raise UsageError(f"kv is {kv!r}; expected one of {', '.join(KV_POLICIES)}.")
     if device != "cpu":
@@ -388,4 +392,6 @@ def load(
     # Last, as it is the longest: what is small has been found good by now.
     check_memory(checkpoint.memory_bytes(DTYPES[dtype]), str(checkpoint.directory))
     weights = load_weights(checkpoint, DTYPES[dtype], by_head=opened is not None and opened.has_heads)
+    if head_dtype is not None:
+        weights = weights.with_head(DTYPES[head_dtype])
     return Engine(weights, tokenizer, opened, n_threads, KV_POLICIES[kv])

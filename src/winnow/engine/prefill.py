@@ -66,7 +66,7 @@ class Prefill:
         while done < len(ids):
             chunk = ids[done : done + CHUNK - cache.length % CHUNK]
             done += len(chunk)
-            if len(chunk) <= MOST_STEPS[self.weights.embed.dtype]:
+            if len(chunk) <= MOST_STEPS[self.weights.dtype]:
                 steps = self._steps.start(cache)
                 logits = [steps.step(token)[0] for token in chunk.tolist()][-1]
             else:

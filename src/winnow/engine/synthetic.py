@@ -64,6 +64,10 @@ class SyntheticModel:
     predictors: tuple[Predictor, ...]
     is_exact: bool
 
+    def with_head(self, dtype: torch.dtype) -> "SyntheticModel":
+        """Return the model with the map to logits held as `dtype`; what other engines get stays as it is."""
+        return replace(self, weights=self.weights.with_head(dtype))
+
     def by_head(self, density: float | int) -> "tuple[Weights, tuple[HeadPredictor, ...]]":
         """Return the weights with the map behind attention by head, and predictors of a `density` of heads.
 

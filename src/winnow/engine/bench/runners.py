@@ -18,6 +18,12 @@ from winnow.kernels import Cpu
 PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
 
 
+def precision(weights: Weights) -> str:
+    """Return in what the layers are held, and the map to logits where that is something else."""
+    layers, head = (PRECISIONS[dtype] for dtype in (weights.dtype, weights.head.matrix.dtype))
+    return layers if head == layers else f"{layers}, {head} head"
+
+
 @dataclass(frozen=True)
 class Turn:
     """One prompt read and one answer decoded greedily, the end token being a token like any other."""
@@ -68,7 +74,7 @@ class WinnowRunner:
         kv: KvPolicy = KV_POLICIES["dense"],
     ) -> None:
         self.name = "winnow-dense" if predictors is None else "winnow-sparse"
-        self.dtype = PRECISIONS[weights.embed.dtype]
+        self.dtype = precision(weights)
         self.weights = weights
         self.cpu = cpu
         self.vocab_size = vocab_size

@@ -151,7 +151,7 @@ def calibrate(
         measured_recall=measured.overall.recall,
         validation_tokens=measured.tokens,
         # What was measured in fp32 holds for the others, which add their rounding; not the other way round.
-        precisions=PRECISIONS if weights.embed.dtype == torch.float32 else PRECISIONS[1:],
+        precisions=PRECISIONS if weights.dtype == torch.float32 else PRECISIONS[1:],
     )
     return Plan(provenance, tuple(c.predictor for c in best.choices), measured.layers)
 
@@ -174,7 +174,7 @@ def _binding(
     weights: Weights, model_hash: str, text_hash: str, options: CalibrationOptions
 ) -> dict[str, object]:
     said = {k: v for k, v in asdict(options).items() if k != "quiet"}
-    return {"model": model_hash, "text": text_hash, "dtype": DTYPES[weights.embed.dtype], **said}
+    return {"model": model_hash, "text": text_hash, "dtype": DTYPES[weights.dtype], **said}
 
 
 def _warn(found: Sequence[str]) -> None:
