@@ -1,0 +1,17 @@
+"""Linalg: least squares with a certificate, and the rows that matter.   (floor 2 · linalg)
+
+rows.py            a matrix as something that is read row by row
+gate.py            what may be solved, checked once
+triangle.py        what makes a problem well conditioned, and what it says of the matrix
+refine.py          conjugate gradients, measured errors, the certificate
+cost.py            which method is likely the quickest here
+result.py          a solution, and what is known of it
+solvers.py         gram, sketch, lapack
+least_squares.py   lstsq
+"""
+
+from winnow.linalg.least_squares import lstsq
+from winnow.linalg.result import Result
+from winnow.linalg.rows import RowBlocks
+
+__all__ = ["Result", "RowBlocks", "lstsq"]
