@@ -8,10 +8,13 @@ cost.py            which method is likely the quickest here
 result.py          a solution, and what is known of it
 solvers.py         gram, sketch, lapack
 least_squares.py   lstsq
+sampling.py        leverage scores, sampled rows, few labels
+estimators.py      for scikit-learn; import it by its name
 """
 
 from winnow.linalg.least_squares import lstsq
 from winnow.linalg.result import Result
 from winnow.linalg.rows import RowBlocks
+from winnow.linalg.sampling import ActiveResult, active_lstsq, leverage_scores, sample_rows
 
-__all__ = ["Result", "RowBlocks", "lstsq"]
+__all__ = ["ActiveResult", "Result", "RowBlocks", "active_lstsq", "leverage_scores", "lstsq", "sample_rows"]
