@@ -20,9 +20,9 @@ def by_gram(problem: Problem, options: Options) -> Result:
     n, d = problem.rows.shape
     check_memory(5 * 8 * d * d, f"the Gram matrix of {d} columns")
     gram = problem.rows.gram()
-    if not np.isfinite(gram).all():
-        check_finite(problem.rows)
-    triangle = from_gram(gram, problem.ridge, open_passes(options.threads))
+    triangle = None
+    if np.isfinite(gram).all():
+        triangle = from_gram(gram, problem.ridge, open_passes(options.threads))
     if triangle is None:
         return by_sketch(problem, options) if n >= 2 * d else by_lapack(problem, options)
     triangle = _at_rank(triangle, (n, d), options)
