@@ -1,6 +1,21 @@
-"""Linalg: least squares, regressions and accounts that other floors stand on.   (floor 2 · linalg)
+"""Linalg: least squares, the rows that matter, and the accounts that other floors keep.   (floor 2 · linalg)
 
-privacy/   what a run that adds Gaussian noise may still reveal of one record
+rows.py            a matrix as something that is read row by row
+gate.py            what may be solved, checked once
+triangle.py        what makes a problem well conditioned, and what it says of the matrix
+refine.py          conjugate gradients, measured errors, the certificate
+cost.py            which method is likely the quickest here
+result.py          a solution, and what is known of it
+solvers.py         gram, sketch, lapack
+least_squares.py   lstsq
+sampling.py        leverage scores, sampled rows, few labels
+estimators.py      for scikit-learn; import it by its name
+privacy/           what a run that adds Gaussian noise may still reveal of one record
 """
 
-__all__: list[str] = []
+from winnow.linalg.least_squares import lstsq
+from winnow.linalg.result import Result
+from winnow.linalg.rows import RowBlocks
+from winnow.linalg.sampling import ActiveResult, active_lstsq, leverage_scores, sample_rows
+
+__all__ = ["ActiveResult", "Result", "RowBlocks", "active_lstsq", "leverage_scores", "lstsq", "sample_rows"]
