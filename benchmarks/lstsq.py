@@ -34,6 +34,7 @@ RESIDUALS = tuple(10.0**k for k in range(-15, 1, 3))
 TRIALS = 1000
 MAPPED = (2_929_688, 512)  # 12 GB
 CHUNK = 1 << 16
+MOST_SPREAD = 0.5  # (slowest - fastest) / median
 
 
 def drawn(n: int, d: int, cond: float, seed: int = 0, residual: float = 1.0) -> tuple[np.ndarray, ...]:
@@ -100,6 +101,8 @@ def raced(name: str) -> dict:
         row["winnow_backward_error"] = backward_error(a, b, found.x)
         row |= forward(a, b, best, found.x)
     print(row, flush=True)
+    if row["spread"] > MOST_SPREAD:
+        raise SystemExit(f"{name}: the machine was disturbed, nothing is written; run again")
     return {name: row}
 
 
@@ -134,7 +137,7 @@ def crossover() -> dict:
 def crossed(n: int, d: int, eps: float | None) -> dict:
     a, b, _ = drawn(n, d, 10.0)
     taken: dict[str, list[float]] = {"numpy": [], "gram": [], "sketch": []}
-    for _ in range(7):
+    for _ in range(5):
         taken["numpy"].append(timed(lambda: np.linalg.lstsq(a, b, rcond=None))[0])
         for method in ("gram", "sketch"):
             taken[method].append(timed(lambda m=method: lstsq(a, b, eps=eps, method=m, threads=THREADS))[0])

@@ -54,7 +54,7 @@ def estimate(shape: tuple[int, int], columns_b: int, eps: float | None, rates: R
     return Estimate(
         lapack=(rates.lapack * d + rates.lapack_read) * n * d + rates.cube * d**3 + rates.call,
         gram=rates.gram * n * d * d + own + 7 * read,
-        sketch=sketch + own + passes * read,
+        sketch=sketch + own + 20 * rates.call + passes * read,
     )
 
 
@@ -103,7 +103,7 @@ def measured_rates(threads: int) -> Rates:
         lapack=max(t_wide - t_square, 0.1 * t_wide) / ((n - d) * d * d),
         lapack_read=t_thin / thin.size,
         cube=t_square / d**3,
-        call=3e-5,
+        call=1.2e-4,
     )
 
 

@@ -105,7 +105,7 @@ def check_finite(rows: Rows) -> None:
         raise UsageError("A holds an entry that is not finite; expected finite numbers: clean its data.")
     raise UsageError(
         "the squares of A or b leave the range of float64, or A gives no numbers; "
-        "expected entries below 1e100: scale A and b, or use method='lapack'."
+        "expected entries between 1e-140 and 1e140: scale A and b, or use method='lapack'."
     )
 
 
