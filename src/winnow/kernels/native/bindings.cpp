@@ -1,8 +1,10 @@
 // The Python module.
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "../bit_products/calls.hpp"
 #include "calls.hpp"
 
 namespace nb = nanobind;
@@ -79,7 +81,13 @@ NB_MODULE(_native, m) {
   nb::class_<Cpu, Calls>(m, "Cpu")
       .def(nb::init<int, const std::string&>())
       .def("pack", &Cpu::pack, Unlocked())
-      .def("read_bandwidth", &Cpu::bandwidth, Unlocked());
+      .def("read_bandwidth", &Cpu::bandwidth, Unlocked())
+      .def("bit_products", &bit_products, array(), array(), arg(), arg(), maybe(), maybe(), arg(), arg(), array(),
+           array(), array(), Unlocked())
+      .def("bit_distances", &bit_distances, array(), array(), array(), array(), array(), Unlocked())
+      .def("bit_keys", &bit_keys, array(), array(), array(), Unlocked())
+      .def("pack_signs", &pack_signs, array(), array(), Unlocked())
+      .def("bit_path", [](Cpu& cpu) { return std::string(cpu.engine().kernels.bit_path()); });
   nb::class_<Tape, Calls>(m, "Tape")
       .def(nb::init<Cpu&>(), nb::keep_alive<1, 2>())
       .def("run", &Tape::run, Unlocked());
