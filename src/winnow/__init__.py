@@ -3,6 +3,7 @@
     engine = winnow.load()                       the bundled model; or a checkpoint directory, or a hub id
     done = engine.generate("Once upon a time")   Completion(text, token_ids, finish_reason, stats, ...)
     model = winnow.sparsify(hf_model, plan)      a transformers model with winnowed MLPs
+    pairs = winnow.heavy_pairs(A, B, rho=0.5)    which products are large; Pairs(i, j, product, report)
 
 The names live in the rooms below and are fetched when first used (PEP 562): importing winnow imports
 nothing else.
@@ -14,13 +15,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from winnow.engine.generate import Completion, Engine, load
     from winnow.engine.sparsity import calibrate, sparsify
+    from winnow.search import heavy_pairs
 
-__all__ = ["Completion", "Engine", "calibrate", "load", "sparsify"]
+__all__ = ["Completion", "Engine", "calibrate", "heavy_pairs", "load", "sparsify"]
 
 _HOMES = {
     "Completion": "winnow.engine.generate",
     "Engine": "winnow.engine.generate",
     "calibrate": "winnow.engine.sparsity",
+    "heavy_pairs": "winnow.search",
     "load": "winnow.engine.generate",
     "sparsify": "winnow.engine.sparsity",
 }

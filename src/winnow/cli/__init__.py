@@ -16,6 +16,7 @@
     chat.py        winnow chat
     convert.py     winnow convert
     doctor.py      winnow doctor
+    search.py      winnow search
     train.py       winnow train
 
 Each command is a function ``run(arguments) -> exit code`` in the file of its name, imported when it is

@@ -280,6 +280,43 @@ def _add_train(parser: Parser) -> None:
     add("--compile", action="store_true", help="compile the training step first; quicker in long runs")
 
 
+def _add_search(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "--rho",
+        type=_real,
+        required=True,
+        metavar="R",
+        help="heavy is a product of R x the width, of real vectors a cosine of R",
+    )
+    add(
+        "--recall",
+        type=_real,
+        default=0.99,
+        metavar="P",
+        help="find a heavy pair with this probability (0.99)",
+    )
+    add(
+        "--method",
+        choices=("auto", "exact", "cascade", "aggregate", "lsh", "gemm"),  # search.pairs.METHODS
+        default="auto",
+        help="auto (default) takes the cheapest by a measured cost model",
+    )
+    add("--seed", type=_whole, default=0, metavar="S", help="same seed, same pairs (0)")
+    add("--max-pairs", type=_positive, metavar="N", help="expect up to N pairs, however they came about")
+    add("--group-size", choices=("auto", "paper"), default="auto", help="with aggregate (auto)")
+    add(
+        "--width",
+        type=_whole,
+        default=0,
+        metavar="D",
+        help="coordinates in packed uint64 words (0: all bits)",
+    )
+    add("--out", type=Path, metavar="FILE", help="write i, j, product to a .csv or .npy file")
+    add("--threads", type=_positive, metavar="N", help="default: the processors at hand")
+    _add_json(parser)
+
+
 COMMANDS = {
     "generate": Command(
         "continue a prompt",
@@ -315,6 +352,13 @@ COMMANDS = {
         "the weights is never copied.",
     ),
     "doctor": Command("say what this machine offers Winnow", (), _add_doctor),
+    "search": Command(
+        "find the pairs of vectors whose product is large",
+        ("[A]", "B"),
+        _add_search,
+        "A and B are .npy files of one vector per row: +-1 as bool, int8 or packed uint64 words, or floats. "
+        "With one file, pairs within it. Files are mapped, not read into memory.",
+    ),
     "train": Command(
         "train a bundled model from plain-text books",
         ("RECIPE",),
