@@ -61,8 +61,8 @@ def _opened(name: str) -> np.ndarray:
         array = np.load(name, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise ModelError(f"{name} does not exist; expected a .npy file of one vector per row.") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise ModelError(f"{name} is no .npy array ({error}); write it with numpy.save.") from None
+    except (OSError, ValueError, EOFError):
+        raise ModelError(f"{name} is no .npy array of numbers; write one with numpy.save.") from None
     if not isinstance(array, np.ndarray):
         raise ModelError(f"{name} is an archive, expected a .npy file: save one array of it by numpy.save.")
     return array

@@ -33,7 +33,7 @@ MOST_DEGREE = 4
 MOST_COORDINATES = 1 << 14  # of degree 2 and more
 MOST_BYTES = 2 << 30  # of group sums, or of votes
 TILE_CELLS = 1 << 25
-TILE_GROUPS = 2048
+LEAST_GROUPS = 64  # at a time: a product of fewer costs as much
 
 
 @final
@@ -207,7 +207,7 @@ class _Repeat:
         for turn in range(groups.rounds):
             sums = [self._sums(side, turn) for side in range(len(self.members))]
             work += self.problem.n_rows * groups.degree * groups.coordinates
-            step = max(min(TILE_CELLS // h[-1], h[0] // 128), 1)
+            step = max(min(TILE_CELLS // h[-1], h[0] // 128), LEAST_GROUPS)
             for start in range(0, h[0], step):
                 first = start if self.problem.b is None else 0
                 products = (sums[0][start : start + step] @ sums[-1][first:].T).abs_() > groups.threshold

@@ -24,6 +24,7 @@ from winnow.search.signs import Signs
 
 PROBE_PAIRS = 1 << 24
 PROBE_ROWS = 1 << 15
+TABLE_SECONDS = 3e-4  # of a table without rows
 
 Method = Exact | Cascade | Lsh | Gemm | Aggregate
 
@@ -75,12 +76,13 @@ def estimates(problem: Problem, rates: Rates) -> dict[str, float]:
     """Return the seconds that each method is expected to take; infinite where it does not apply."""
     n_pairs, words = problem.n_pairs, problem.a.words.shape[1]
     sketch, tables = best_sketch(problem), best_tables(problem)
-    cascade = lsh = math.inf
+    cascade, lsh = n_pairs * words * rates.word, math.inf
     if sketch is not None:
         survivors = n_pairs * sketch.survivors
         cascade = n_pairs * sketch.words * rates.word + survivors * WHOLE_WORDS * rates.word
     if tables is not None:
-        lsh = tables.n_tables * (problem.n_rows * rates.row + n_pairs * tables.meeting * rates.pair)
+        per_table = TABLE_SECONDS + problem.n_rows * rates.row + n_pairs * tables.meeting * rates.pair
+        lsh = tables.n_tables * per_table
     heavy = 1 - 2 * problem.limit / problem.width
     per_pair = 16 / heavy**2 if heavy * math.sqrt(problem.width) >= 8 else math.inf
     return {

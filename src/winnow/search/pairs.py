@@ -227,6 +227,7 @@ def _checked(
         raise UsageError(f"canaries is {canaries}, expected 0..100000.")
     if isinstance(rng, torch.Generator):
         return int(torch.randint(0, 2**62, (), generator=rng))
+    keyed(rng, 0)  # refuses what is no seed
     return rng
 
 
