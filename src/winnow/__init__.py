@@ -4,6 +4,7 @@
     done = engine.generate("Once upon a time")   Completion(text, token_ids, finish_reason, stats, ...)
     model = winnow.sparsify(hf_model, plan)      a transformers model with winnowed MLPs
     x, residual, rank, s = winnow.lstsq(A, b)    least squares, to rounding or certified to eps
+    pairs = winnow.heavy_pairs(A, B, rho=0.5)    which products are large; Pairs(i, j, product, report)
 
 The names live in the rooms below and are fetched when first used (PEP 562): importing winnow imports
 nothing else.
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
     from winnow.engine.generate import Completion, Engine, load
     from winnow.engine.sparsity import calibrate, sparsify
     from winnow.linalg import lstsq
+    from winnow.search import heavy_pairs
 
-__all__ = ["Completion", "Engine", "calibrate", "load", "lstsq", "sparsify"]
+__all__ = ["Completion", "Engine", "calibrate", "heavy_pairs", "load", "lstsq", "sparsify"]
 
 _HOMES = {
     "Completion": "winnow.engine.generate",
     "Engine": "winnow.engine.generate",
     "calibrate": "winnow.engine.sparsity",
+    "heavy_pairs": "winnow.search",
     "load": "winnow.engine.generate",
     "lstsq": "winnow.linalg",
     "sparsify": "winnow.engine.sparsity",

@@ -3,7 +3,9 @@
     version.py     which Winnow this is
     failures.py    every error becomes one line and one exit code
     line.py        one command line, read: the command, its words, its options
-    parser.py      the commands, and what each takes
+    values.py      what an option's text stands for
+    model_options.py data_options.py   what the commands about models, and about vectors and matrices, take
+    parser.py      the commands
     show.py        tables, JSON objects, numbers as people read them
     opening.py     models, prompts and texts that the arguments name
     rivals.py      the engines of other projects beside Winnow's own
@@ -16,6 +18,7 @@
     chat.py        winnow chat
     convert.py     winnow convert
     doctor.py      winnow doctor
+    search.py      winnow search
     train.py       winnow train
     solve.py       winnow solve
 

@@ -6,7 +6,7 @@ pack/               weights into the form in which products read them
 matrices.py         weights as floats, bytes, halves of bytes
 records.py lazy_kv.py   the weights of an MLP, neuron by neuron; keys and values that are computed late
 checks.py cpu.py    what the public functions refuse; Cpu, Tape: the hot calls
-unpack/             back, for products with many vectors
+unpack/ bit_products/   back, for products with many vectors; which pairs of +-1 vectors agree
 linear/ gathered_linear/   matrix times vector; some heads' blocks of a matrix
 add/ norm/ rotary/  onto the residual stream; layer norm, RMS norm; rotary positions
 decode_attention/   one query per head against the cache

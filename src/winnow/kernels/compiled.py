@@ -8,18 +8,19 @@ from types import ModuleType
 from typing import Any, final
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, UInt16
+from jaxtyping import Float32, Float64, Int8, Int32, UInt16, UInt64
 
 from winnow.base.errors import UsageError
 from winnow.kernels import native
 from winnow.kernels.cpu import Cell, Cells, Listed
 from winnow.kernels.lazy_kv import LazyKv
 from winnow.kernels.matrices import AnyMatrix
-from winnow.kernels.operands import Activation, KvBlock
+from winnow.kernels.operands import Activation, BitScan, KvBlock
 from winnow.kernels.records import NeuronRecords
 
 Array = Float32[np.ndarray, "..."]
 List = Int32[np.ndarray, "..."]
+Words = UInt64[np.ndarray, "..."]
 Bits = UInt16[np.ndarray, "..."]  # of bfloat16
 
 
@@ -194,3 +195,28 @@ class NativeCpu(_NativeCalls):
     def read_bandwidth(self, n_bytes: int, seconds: float) -> float:
         """Return the best rate in bytes per second of reading `n_bytes` of memory."""
         return self._native.read_bandwidth(n_bytes, seconds)
+
+    @property
+    def bit_path(self) -> str:
+        """How this processor counts bits at this level."""
+        return self._native.bit_path()
+
+    def bit_products(self, scan: BitScan, out: List) -> tuple[int, int]:
+        """Write the pairs found, in any order; return how many, and the survivors."""
+        whole = scan.whole_rows, scan.whole_columns, scan.limit_whole
+        after = -len(scan.rows) - 1 if scan.after is None else scan.after
+        return self._native.bit_products(
+            scan.rows, scan.planes, scan.n_columns, scan.limit, *whole, after, *out
+        )
+
+    def bit_distances(self, a: Words, b: Words, rows: List, columns: List, out: List) -> None:
+        """Write in how many bits the rows of each listed pair differ."""
+        self._native.bit_distances(a, b, rows, columns, out)
+
+    def bit_keys(self, planes: Words, positions: List, out: Words) -> None:
+        """Write for each column its bits at the positions."""
+        self._native.bit_keys(planes, positions, out)
+
+    def pack_signs(self, signs: Int8[np.ndarray, "N width"], out: Words) -> bool:
+        """Write +-1 as bits; return False where something else stood among them."""
+        return self._native.pack_signs(signs, out)

@@ -15,11 +15,11 @@ The functions of the kernel folders take tensors and explain what is wrong.
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64, UInt16
+from jaxtyping import Float32, Float64, Int8, Int32, Int64, UInt16, UInt64
 
 from winnow.kernels.lazy_kv import LazyKv
 from winnow.kernels.matrices import AnyMatrix
-from winnow.kernels.operands import Activation, KvBlock
+from winnow.kernels.operands import Activation, BitScan, KvBlock
 from winnow.kernels.records import NeuronRecords
 
 MOST_BATCH = 8
@@ -234,4 +234,40 @@ class Cpu(Calls, Protocol):
 
     def read_bandwidth(self, n_bytes: int, seconds: float) -> float:
         """Return the best rate in bytes per second of reading `n_bytes` of fresh memory with all threads."""
+        ...
+
+    @property
+    def bit_path(self) -> str:
+        """How bits are counted: "vpopcntdq", "tables", "portable", or "torch" for the definitions."""
+        ...
+
+    def bit_products(self, scan: BitScan, out: Int32[np.ndarray, "3 room"]) -> tuple[int, int]:
+        """Write row, column, distance of the pairs found, in any order; return how many, and the survivors.
+
+        Pairs past the room are counted and not written.
+        """
+        ...
+
+    def bit_distances(
+        self,
+        a: UInt64[np.ndarray, "N words"],
+        b: UInt64[np.ndarray, "M words"],
+        rows: Int32[np.ndarray, " pairs"],
+        columns: Int32[np.ndarray, " pairs"],
+        out: Int32[np.ndarray, " pairs"],
+    ) -> None:
+        """Write in how many bits the rows of each listed pair differ."""
+        ...
+
+    def bit_keys(
+        self,
+        planes: UInt64[np.ndarray, "words stride"],
+        positions: Int32[np.ndarray, " bits"],
+        out: UInt64[np.ndarray, " stride"],
+    ) -> None:
+        """Write for each column its bits at at most 64 positions, the first one lowest."""
+        ...
+
+    def pack_signs(self, signs: Int8[np.ndarray, "N width"], out: UInt64[np.ndarray, "N words"]) -> bool:
+        """Write +-1 as bits, 1 for +1; return False where something else stood among them."""
         ...

@@ -1,4 +1,4 @@
-"""Operands: what they have in common, and the cache of keys and values.   (floor 1 · kernels)
+"""Operands: what they have in common; the cache of keys and values; sets of bits.   (floor 1 · kernels)
 
 Each operand holds torch tensors and, with the compiled kernels, a native handle to the same memory. Shapes,
 dtypes and strides are checked when it is made, once, so that the hot calls need not look again.
@@ -7,8 +7,9 @@ dtypes and strides are checked when it is made, once, so that the hot calls need
 from dataclasses import dataclass
 from typing import Literal, final
 
+import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt64
 from torch import Tensor
 
 from winnow.base.errors import UsageError
@@ -77,6 +78,25 @@ class KvBlock:
             self.handle = native.module.KvBlock(
                 self.keys.data_ptr(), self.values.data_ptr(), *shape, DTYPE_CODES[dtype]
             )
+
+
+@final
+@dataclass(frozen=True)
+class BitScan:
+    """Rows against columns, both +-1 vectors as bits; the columns' words are planes, a multiple of 8 wide.
+
+    Pairs that differ in at most `limit` bits survive. With whole vectors, of `limit_whole`, these decide
+    which of the survivors are found. Row r meets the columns above ``after + r``, all where it is None.
+    """
+
+    rows: UInt64[np.ndarray, "N words"]
+    planes: UInt64[np.ndarray, "_ stride"]  # as many words
+    n_columns: int
+    limit: int
+    whole_rows: UInt64[np.ndarray, "_ whole"] | None = None
+    whole_columns: UInt64[np.ndarray, "M _"] | None = None
+    limit_whole: int = 0
+    after: int | None = None
 
 
 def check_dtype(name: str, dtype: torch.dtype) -> None:

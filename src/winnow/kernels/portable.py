@@ -9,10 +9,15 @@ from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int32, UInt16
+from jaxtyping import Float32, Float64, Int8, Int32, UInt16, UInt64
 
 from winnow.kernels.active_set.reference import active_set_reference
 from winnow.kernels.add.reference import add_reference
+from winnow.kernels.bit_products.reference import (
+    bit_distances_reference,
+    bit_products_reference,
+    pack_signs_reference,
+)
 from winnow.kernels.cpu import Cell, Cells, Listed
 from winnow.kernels.decode_attention.reference import attend_reference
 from winnow.kernels.gate_set.reference import gate_set_reference
@@ -27,13 +32,14 @@ from winnow.kernels.linear.reference import linear_reference
 from winnow.kernels.matrices import AnyMatrix
 from winnow.kernels.missing_kv.reference import due_heads_reference, missing_kv_reference
 from winnow.kernels.norm.reference import layer_norm_reference, rms_norm_reference
-from winnow.kernels.operands import Activation, KvBlock
+from winnow.kernels.operands import Activation, BitScan, KvBlock
 from winnow.kernels.records import NeuronRecords
 from winnow.kernels.rotary.reference import rotate_reference
 from winnow.kernels.unpack.reference import unpack_reference
 
 Array = Float32[np.ndarray, "..."]
 List = Int32[np.ndarray, "..."]
+Words = UInt64[np.ndarray, "..."]
 Bits = UInt16[np.ndarray, "..."]  # of bfloat16
 
 
@@ -267,6 +273,7 @@ class ReferenceCpu(_ReferenceCalls):
     """Every kernel by its reference, each call run as it is made."""
 
     isa = "torch"
+    bit_path = "torch"
 
     def __init__(self, threads: int) -> None:
         """Remember `threads`; the arithmetic runs on torch's threads."""
@@ -285,6 +292,38 @@ class ReferenceCpu(_ReferenceCalls):
             memory.sum()
             best = max(best, memory.nbytes / (time.perf_counter() - started))
         return best
+
+    def bit_products(self, scan: BitScan, out: List) -> tuple[int, int]:
+        """Write the pairs found; return how many, and the survivors."""
+        if len(scan.rows) == 0 or scan.n_columns == 0:
+            return 0, 0
+        columns = np.ascontiguousarray(scan.planes[:, : scan.n_columns].T)
+        found = bit_products_reference(scan.rows, columns, scan.limit)
+        if scan.after is not None:
+            found = found[found[:, 1] > found[:, 0] + scan.after]
+        survivors = len(found)
+        if scan.whole_rows is not None and scan.whole_columns is not None:
+            whole = scan.whole_rows[found[:, 0]], scan.whole_columns[found[:, 1]]
+            found[:, 2] = bit_distances_reference(*whole)
+            found = found[found[:, 2] <= scan.limit_whole]
+        out[:, : len(found)] = found[: out.shape[1]].T
+        return len(found), survivors
+
+    def bit_distances(self, a: Words, b: Words, rows: List, columns: List, out: List) -> None:
+        """Write in how many bits the rows of each listed pair differ."""
+        out[:] = bit_distances_reference(a[rows], b[columns])
+
+    def bit_keys(self, planes: Words, positions: List, out: Words) -> None:
+        """Write for each column its bits at the positions."""
+        out[:] = 0
+        for place, position in enumerate(positions.tolist()):
+            bit = planes[position // 64] >> np.uint64(position % 64) & np.uint64(1)
+            out |= bit << np.uint64(place)
+
+    def pack_signs(self, signs: Int8[np.ndarray, "N width"], out: Words) -> bool:
+        """Write +-1 as bits; return False where something else stood among them."""
+        out[:] = pack_signs_reference(signs > 0)
+        return bool((np.abs(signs) == 1).all())
 
     def _take(self, call: Callable[[], None]) -> None:
         call()

@@ -1,9 +1,11 @@
 // The Python module.
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include "../row_sketch/passes.hpp"
+#include "../bit_products/calls.hpp"
 #include "calls.hpp"
 
 namespace nb = nanobind;
@@ -80,7 +82,13 @@ NB_MODULE(_native, m) {
   nb::class_<Cpu, Calls>(m, "Cpu")
       .def(nb::init<int, const std::string&>())
       .def("pack", &Cpu::pack, Unlocked())
-      .def("read_bandwidth", &Cpu::bandwidth, Unlocked());
+      .def("read_bandwidth", &Cpu::bandwidth, Unlocked())
+      .def("bit_products", &bit_products, array(), array(), arg(), arg(), maybe(), maybe(), arg(), arg(), array(),
+           array(), array(), Unlocked())
+      .def("bit_distances", &bit_distances, array(), array(), array(), array(), array(), Unlocked())
+      .def("bit_keys", &bit_keys, array(), array(), array(), Unlocked())
+      .def("pack_signs", &pack_signs, array(), array(), Unlocked())
+      .def("bit_path", [](Cpu& cpu) { return std::string(cpu.engine().kernels.bit_path()); });
   nb::class_<RowPasses>(m, "RowPasses")
       .def(nb::init<int, const std::string&>())
       .def("sketch", &RowPasses::sketch<double>, array(), arg(), arg(), arg(), array(), Unlocked())

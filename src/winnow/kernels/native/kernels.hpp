@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../bit_products/bits.hpp"
 #include "pool.hpp"
 
 namespace winnow {
@@ -128,6 +129,16 @@ struct Kernels {
   void (*pack)(Context&, const Source&, const Matrix& into);
   float (*read)(const char* memory, std::int64_t bytes, bool prefetching);
   const RowKernels* rows;
+  void (*bit_products)(Context&, const BitScan&, const BitFound&);
+  // out: the differing bits of pairs (rows[p], columns[p])
+  void (*bit_distances)(Context&, const std::uint64_t* a, const std::uint64_t* b, std::int64_t words,
+                        const std::int32_t* rows, const std::int32_t* columns, std::int64_t pairs, std::int32_t* out);
+  // out: the bits at `positions` of each column, the first lowest
+  void (*bit_keys)(Context&, const std::uint64_t* planes, std::int64_t stride, const std::int32_t* positions,
+                   std::int64_t bits, std::uint64_t* out);
+  // bit 1 for +1; false where something else than +-1 stands
+  bool (*pack_signs)(Context&, const std::int8_t* signs, std::int64_t rows, std::int64_t width, std::uint64_t* out);
+  const char* (*bit_path)();  // how this processor counts bits at this level
 };
 
 namespace generic {

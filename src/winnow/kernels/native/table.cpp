@@ -25,6 +25,12 @@ void mlp(Context&, const float*, std::int64_t, const NeuronRecords&, const Lists
 void unpack(Context&, const Matrix&, std::int64_t, std::int64_t, Dtype, void*);
 void pack(Context&, const Source&, const Matrix&);
 const RowKernels& row_kernels();
+void bit_products(Context&, const BitScan&, const BitFound&);
+void bit_distances(Context&, const std::uint64_t*, const std::uint64_t*, std::int64_t, const std::int32_t*,
+                   const std::int32_t*, std::int64_t, std::int32_t*);
+void bit_keys(Context&, const std::uint64_t*, std::int64_t, const std::int32_t*, std::int64_t, std::uint64_t*);
+bool pack_signs(Context&, const std::int8_t*, std::int64_t, std::int64_t, std::uint64_t*);
+const char* bit_path();
 
 // Reads memory in order; the sum is returned so that the loads are not left out.
 template <bool kPrefetch>
@@ -55,7 +61,8 @@ static float read(const char* memory, std::int64_t bytes, bool prefetching) {
 const Kernels& kernels() {
   static const Kernels table = {linear,     add,           layer_norm,       rms_norm,   rotate,   append_kv, attend,
                                     missing_kv, gathered_rows, gathered_columns, active_set, gate_set, mlp,       unpack,
-                                    pack,       read,          &row_kernels()};
+                                    pack,       read,          &row_kernels(),
+                                    bit_products, bit_distances, bit_keys, pack_signs, bit_path};
   return table;
 }
 
