@@ -1,5 +1,8 @@
 """What cannot be solved is refused in one line that says what to do."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -131,3 +134,14 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_tried():
         lstsq(operator(10**6, 5 * 10**5), np.zeros(10**6), method="gram")
     with pytest.raises(ResourceError, match="a sketch of"):
         lstsq(operator(10**6, 4 * 10**5), np.zeros(10**6), method="sketch")
+
+
+def test_linalg_works_without_scikit_learn_and_its_estimators_say_what_is_missing():
+    code = (
+        "import sys; sys.modules['sklearn'] = None; import winnow.linalg\n"
+        "try: import winnow.linalg.estimators\nexcept ImportError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "pip install 'winnow-llm[learn]'" in done.stdout

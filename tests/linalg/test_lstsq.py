@@ -7,6 +7,7 @@ import torch
 from scipy.sparse.linalg import aslinearoperator
 
 from tests.linalg.problems import as_numpy, backward_error, excess, known, spiked
+from winnow.kernels import native
 from winnow.linalg import Result, RowBlocks, lstsq
 
 METHODS = ["gram", "sketch", "lapack"]
@@ -289,3 +290,16 @@ def test_auto_takes_lapack_where_it_is_small_and_a_triangle_where_it_is_tall(sha
     found = lstsq(rng.standard_normal(shape), rng.standard_normal(shape[0]), eps=eps)
     assert found.method == expected
     assert found.plan.startswith(expected)
+
+
+def test_works_by_its_definitions_where_there_was_no_compiler(method, monkeypatch):
+    problem = known(1500, 20, cond=1e4)
+    expected = lstsq(problem.a, problem.b, method=method)
+    monkeypatch.setattr(native, "module", None)
+    found = lstsq(problem.a, problem.b, method=method)
+    assert found.is_converged
+    np.testing.assert_allclose(
+        found.x, expected.x, atol=1e-8
+    )  # the square of the condition times the residual
+    loose = lstsq(problem.a, problem.b, method=method, eps=1e-2)
+    assert excess(problem, loose.x) <= loose.eps_certified + 1e-12 <= 1e-2 + 1e-12

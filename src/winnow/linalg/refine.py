@@ -50,9 +50,13 @@ def evaluate(problem: Problem, x: Vectors) -> Point:
     return Point(x, -(out + problem.ridge * x), squares, squares + (problem.ridge * x * x).sum(axis=1))
 
 
-def certificate(triangle: Triangle, w_squares: Numbers, objective: Numbers) -> Numbers:
-    """Return the certified eps of each right side: infinity where nothing can be said."""
-    q = triangle.stretch**2 * w_squares
+def certificate(triangle: Triangle, w_squares: Numbers, objective: Numbers, rounding: float = EPS) -> Numbers:
+    """Return the certified eps of each right side: infinity where nothing can be said.
+
+    What rounding may hide of w, up to ``rounding * cond * |r|``, is added to it.
+    """
+    hidden = rounding * min(triangle.cond, 1 / EPS) * np.sqrt(objective)
+    q = np.square(triangle.stretch * (np.sqrt(w_squares) + hidden))
     with np.errstate(divide="ignore", invalid="ignore"):
         eps = np.where(q < objective, q / (objective - q), np.inf)
     return np.where(q == 0, 0.0, eps)
@@ -74,7 +78,7 @@ def to_eps(problem: Problem, triangle: Triangle, start: Point, eps: float, *, ve
         def is_done(
             left: Numbers, gained: Numbers, rows: np.ndarray, from_: Numbers = objective
         ) -> np.ndarray:
-            return certificate(triangle, left, np.maximum(from_[rows] - gained, 0.0)) <= SLACK * eps
+            return certificate(triangle, left, np.maximum(from_[rows] - gained, 0.0), 0.0) <= SLACK * eps
 
         y, gained = _gradients(problem, triangle, triangle.solve_transposed(point.gradient), is_done)
         x = point.x + triangle.solve(y)
