@@ -1,10 +1,10 @@
 """Search: heavy pairs against float32 products and against faiss, and what recall and counts are.
 
-race        2^18 vectors of 1024 signs, 1024 planted pairs. Winnow starts from packed words and finds pairs i < j.
-            The plain rival multiplies float32 tiles with torch and lists the products above the threshold, tiles
-            above the diagonal only; it is timed on tiles and scaled by the number of pairs. faiss, an
-            IndexBinaryFlat of the same bits, answers range searches of some queries and is scaled by their number;
-            it has no half of a product to leave out, and is credited with it all the same in `of_half`.
+race        2^18 vectors of 1024 signs, 1024 planted pairs. Winnow starts from packed words, pairs i < j. The
+            plain rival multiplies float32 tiles with torch and lists the products above the threshold, as if
+            for tiles above the diagonal only; it is timed on a tile and scaled by the number of pairs. faiss,
+            an IndexBinaryFlat of the same bits, answers range searches of some queries and is scaled by their
+            number; it cannot leave out half of the pairs, and `times_faiss_half` is as if it could.
 methods     every method at sizes that it finishes soon: where they cross.
 coverage    how often the true recall lies inside the reported interval, over 200 seeds.
 aggregate   recall by rho, multiply-adds against their formula, and their growth with n.
@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import faiss
 import numpy as np
@@ -62,37 +63,40 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def race_at(rho: float) -> dict:
+    words, truth = planted(1, N, WIDE, rho, 1024)
+    limit = product_limit(rho, WIDE)
+    tile = torch.from_numpy(unpack_signs_reference(words[:TILE], WIDE)).float()
+    index = faiss.IndexBinaryFlat(WIDE)
+    octets = words.view(np.uint8)
+    index.add(octets)
+    least = WIDE - 2 * limit
+    taken: dict[str, list[float]] = {"winnow": [], "float32": [], "faiss": []}
+    pairs = heavy_pairs(words, rho=rho, threads=THREADS)
+    for _ in range(ROUNDS):
+        taken["float32"].append(seconds(lambda: torch.nonzero(tile @ tile.T >= least)))
+        taken["faiss"].append(seconds(lambda: index.range_search(octets[:QUERIES], limit + 1)))
+        taken["winnow"].append(seconds(lambda: heavy_pairs(words, rho=rho, threads=THREADS)))
+    n_pairs = N * (N - 1) / 2
+    float32 = statistics.median(taken["float32"]) * n_pairs / TILE**2
+    flat = statistics.median(taken["faiss"]) * N / QUERIES
+    ours = statistics.median(taken["winnow"])
+    return {
+        "rho": rho, "n": N, "width": WIDE, "method": pairs.report.method, "seconds": ours,
+        "samples_s": taken["winnow"], "recall": recall_of(pairs, truth, N), "found": len(pairs),
+        "recall_interval": pairs.report.recall_interval, "plan": pairs.report.plan,
+        "float32_seconds": float32, "float32_scaled_from_tile_of": TILE,
+        "float32_multiply_adds_per_s": n_pairs * WIDE / float32,
+        "faiss_seconds": flat, "faiss_scaled_from_queries": QUERIES, "faiss_version": faiss.__version__,
+        "times_float32": float32 / ours, "times_faiss": flat / ours, "times_faiss_half": flat / 2 / ours,
+    }  # fmt: skip
+
+
 def race() -> dict:
     rows = []
     for rho in (0.5, 0.9):
-        words, truth = planted(1, N, WIDE, rho, 1024)
-        limit = product_limit(rho, WIDE)
-        tile = torch.from_numpy(unpack_signs_reference(words[:TILE], WIDE)).float()
-        index = faiss.IndexBinaryFlat(WIDE)
-        octets = words.view(np.uint8)
-        index.add(octets)
-        least = WIDE - 2 * limit
-        taken: dict[str, list[float]] = {"winnow": [], "float32": [], "faiss": []}
-        pairs = heavy_pairs(words, rho=rho, threads=THREADS)
-        for _ in range(ROUNDS):
-            taken["float32"].append(seconds(lambda: torch.nonzero(tile @ tile.T >= least)))
-            taken["faiss"].append(seconds(lambda: index.range_search(octets[:QUERIES], limit + 1)))
-            taken["winnow"].append(seconds(lambda: heavy_pairs(words, rho=rho, threads=THREADS)))
-        n_pairs = N * (N - 1) / 2
-        float32 = statistics.median(taken["float32"]) * n_pairs / TILE**2
-        flat = statistics.median(taken["faiss"]) * N / QUERIES
-        ours = statistics.median(taken["winnow"])
-        row = {
-            "rho": rho, "n": N, "width": WIDE, "method": pairs.report.method, "seconds": ours,
-            "samples_s": taken["winnow"], "recall": recall_of(pairs, truth, N), "found": len(pairs),
-            "recall_interval": pairs.report.recall_interval, "plan": pairs.report.plan,
-            "float32_seconds": float32, "float32_scaled_from_tile_of": TILE,
-            "float32_multiply_adds_per_s": n_pairs * WIDE / float32,
-            "faiss_seconds": flat, "faiss_scaled_from_queries": QUERIES, "faiss_version": faiss.__version__,
-            "times_float32": float32 / ours, "times_faiss": flat / ours, "times_faiss_half": flat / 2 / ours,
-        }  # fmt: skip
-        print(row, flush=True)
-        rows.append(row)
+        rows.append(race_at(rho))
+        print(rows[-1], flush=True)
     return {"race": rows}
 
 
@@ -210,7 +214,7 @@ def drawn(counts: list[dict], fits: list[dict]) -> str:
     ]
     for fit in fits:
         chosen = [place(x, y) for x, y, row in zip(xs, ys, counts, strict=True) if row["rule"] == fit["rule"]]
-        parts += [line(a, b, MARK, 2) for a, b in zip(chosen, chosen[1:], strict=False)]
+        parts += [line(a, b, MARK, 2) for a, b in pairwise(chosen)]
         parts += [dot(each, is_marked=False) for each in chosen]
         label = f"{fit['rule']}: exponent {fit['exponent']:.2f}"
         parts.append(text(chosen[-1][0] - 4, chosen[-1][1] - 12, label, "point", "end"))
