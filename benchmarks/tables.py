@@ -36,6 +36,14 @@ class Column:
 
 
 COLUMNS = {
+    "n": Column("n", "d"),
+    "rho": Column("rho", "g"),
+    "method": Column("method"),
+    "milliseconds": Column("ms", ".1f"),
+    "recall": Column("recall", ".3f"),
+    "group": Column("group", "d"),
+    "times_float32": Column("float32 takes, times", ".0f"),
+    "times_faiss": Column("faiss takes, times", ".0f"),
     "engine": Column("engine"),
     "shape": Column("shape"),
     "dtype": Column("weights"),

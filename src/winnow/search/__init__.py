@@ -17,9 +17,11 @@ measured on pairs planted among the caller's own.
     cost.py        which of them is cheapest here
     canaries.py    planted pairs: recall on the caller's own data
     pairs.py       heavy_pairs
+    active.py      active neurons; a layer that touches no others
 """
 
+from winnow.search.active import Active, HeavyReLULinear, active_neurons
 from winnow.search.outcome import Pairs, Report
 from winnow.search.pairs import heavy_pairs
 
-__all__ = ["Pairs", "Report", "heavy_pairs"]
+__all__ = ["Active", "HeavyReLULinear", "Pairs", "Report", "active_neurons", "heavy_pairs"]

@@ -251,7 +251,15 @@ class _Repeat:
             rows = members[at : at + step]
             x = Signs(signs.words[rows.ravel()], problem.width).rows(0, rows.size) - mean
             if self.chosen is not None:
-                x = np.prod(x[:, self.chosen], axis=2)
+                x = _products(np.ascontiguousarray(x.T), self.chosen).T
             x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).view(*rows.shape, -1)
             out[at : at + step] = torch.einsum("hg,hgd->hd", torch.from_numpy(flips[at : at + step]), x)
         return out
+
+
+def _products(coordinates: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return the products of the chosen coordinates, one row each: [coordinates, rows]."""
+    product = coordinates[chosen[:, 0]]
+    for factor in chosen.T[1:]:
+        product *= coordinates[factor]
+    return product
