@@ -1,0 +1,8 @@
+"""Linalg: which rows of a regression matter, with certificates.   (floor 2 · linalg)
+
+two_layer/   softmax under ReLU regression: closed derivatives, five methods
+"""
+
+from winnow.linalg.two_layer import two_layer
+
+__all__ = ["two_layer"]
