@@ -13,7 +13,7 @@ decode_attention/   one query per head against the cache
 missing_kv/         keys and values of a head, computed when it is needed
 active_set/ gate_set/ gathered_mlp/   which neurons fire, which matter; the MLP over them
 portable.py compiled.py   everything by its definition; everything compiled
-choice.py           open_cpu: which of them this machine gets
+choice.py row_sketch/   open_cpu: which of them this machine gets; passes over rows
 """
 
 from winnow.kernels.active_set import active_set

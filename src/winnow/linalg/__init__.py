@@ -1,9 +1,20 @@
-"""Linalg: which rows of a regression matter, with certificates.   (floor 2 · linalg)
+"""Linalg: least squares with a certificate, and the rows that matter.   (floor 2 · linalg)
 
-two_layer/   softmax under ReLU regression: closed derivatives, five methods
-quantum/     rows sampled by a simulated quantum search, its queries counted
+rows.py            a matrix as something that is read row by row
+gate.py            what may be solved, checked once
+triangle.py        what makes a problem well conditioned, and what it says of the matrix
+refine.py          conjugate gradients, measured errors, the certificate
+cost.py            which method is likely the quickest here
+result.py          a solution, and what is known of it
+solvers.py         gram, sketch, lapack
+least_squares.py   lstsq
+two_layer/         softmax under ReLU regression: closed derivatives, five methods
+quantum/           rows sampled by a simulated quantum search, its queries counted
 """
 
+from winnow.linalg.least_squares import lstsq
+from winnow.linalg.result import Result
+from winnow.linalg.rows import RowBlocks
 from winnow.linalg.two_layer import two_layer
 
-__all__ = ["two_layer"]
+__all__ = ["Result", "RowBlocks", "lstsq", "two_layer"]

@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "../row_sketch/passes.hpp"
 #include "calls.hpp"
 
 namespace nb = nanobind;
@@ -80,6 +81,18 @@ NB_MODULE(_native, m) {
       .def(nb::init<int, const std::string&>())
       .def("pack", &Cpu::pack, Unlocked())
       .def("read_bandwidth", &Cpu::bandwidth, Unlocked());
+  nb::class_<RowPasses>(m, "RowPasses")
+      .def(nb::init<int, const std::string&>())
+      .def("sketch", &RowPasses::sketch<double>, array(), arg(), arg(), arg(), array(), Unlocked())
+      .def("sketch", &RowPasses::sketch<float>, array(), arg(), arg(), arg(), array(), Unlocked())
+      .def("gram", &RowPasses::gram<double>, array(), array(), Unlocked())
+      .def("gram", &RowPasses::gram<float>, array(), array(), Unlocked())
+      .def("normal", &RowPasses::normal<double>, array(), array(), maybe(), array(), array(), Unlocked())
+      .def("normal", &RowPasses::normal<float>, array(), array(), maybe(), array(), array(), Unlocked())
+      .def("scores", &RowPasses::scores<double>, array(), array(), array(), Unlocked())
+      .def("scores", &RowPasses::scores<float>, array(), array(), array(), Unlocked())
+      .def("cholesky", &RowPasses::cholesky, array(), Unlocked())
+      .def("solve", &RowPasses::solve, array(), arg(), array(), Unlocked());
   nb::class_<Tape, Calls>(m, "Tape")
       .def(nb::init<Cpu&>(), nb::keep_alive<1, 2>())
       .def("run", &Tape::run, Unlocked());

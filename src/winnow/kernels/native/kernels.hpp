@@ -93,6 +93,8 @@ struct Context {
   Scratch& scratch;
 };
 
+struct RowKernels;  // row_sketch/rows.hpp
+
 struct Kernels {
   // x, out and what belongs to them: `batch` rows, one after the other
   void (*linear)(Context&, const float* x, std::int64_t batch, const Matrix&, const float* bias, float* out);
@@ -125,6 +127,7 @@ struct Kernels {
   void (*unpack)(Context&, const Matrix&, std::int64_t begin, std::int64_t end, Dtype, void* out);
   void (*pack)(Context&, const Source&, const Matrix& into);
   float (*read)(const char* memory, std::int64_t bytes, bool prefetching);
+  const RowKernels* rows;
 };
 
 namespace generic {

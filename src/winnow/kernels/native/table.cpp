@@ -24,6 +24,7 @@ void gate_set(Context&, const float*, std::int64_t, const NeuronRecords&, const 
 void mlp(Context&, const float*, std::int64_t, const NeuronRecords&, const Lists*, Activation, const float*, float*);
 void unpack(Context&, const Matrix&, std::int64_t, std::int64_t, Dtype, void*);
 void pack(Context&, const Source&, const Matrix&);
+const RowKernels& row_kernels();
 
 // Reads memory in order; the sum is returned so that the loads are not left out.
 template <bool kPrefetch>
@@ -52,9 +53,9 @@ static float read(const char* memory, std::int64_t bytes, bool prefetching) {
 }
 
 const Kernels& kernels() {
-  static constexpr Kernels table = {linear,     add,           layer_norm,       rms_norm,   rotate,   append_kv, attend,
+  static const Kernels table = {linear,     add,           layer_norm,       rms_norm,   rotate,   append_kv, attend,
                                     missing_kv, gathered_rows, gathered_columns, active_set, gate_set, mlp,       unpack,
-                                    pack,       read};
+                                    pack,       read,          &row_kernels()};
   return table;
 }
 
