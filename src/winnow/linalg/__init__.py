@@ -13,8 +13,9 @@ quantum/           rows sampled by a simulated quantum search, its queries count
 """
 
 from winnow.linalg.least_squares import lstsq
+from winnow.linalg.quantum import quantum_lstsq
 from winnow.linalg.result import Result
 from winnow.linalg.rows import RowBlocks
 from winnow.linalg.two_layer import two_layer
 
-__all__ = ["Result", "RowBlocks", "lstsq", "two_layer"]
+__all__ = ["Result", "RowBlocks", "lstsq", "quantum_lstsq", "two_layer"]

@@ -13,4 +13,13 @@ copies.py      many rows from one weighted superposition
 halving.py     leverage scores by repeated halving
 report.py      queries beside reads
 circuit.py     real circuits of up to 64 rows, by Qiskit
+certified.py   how far from the best a solution may be, by all of A
+solve.py       quantum_lstsq
 """
+
+from winnow.linalg.quantum.halving import Level
+from winnow.linalg.quantum.ledger import QueryLedger
+from winnow.linalg.quantum.report import QueryReport
+from winnow.linalg.quantum.solve import QuantumSolution, quantum_lstsq
+
+__all__ = ["Level", "QuantumSolution", "QueryLedger", "QueryReport", "quantum_lstsq"]

@@ -49,6 +49,8 @@ class QueryReport:
 
     def __str__(self) -> str:
         """Return the two columns and the two caveats as text."""
+        if not self.quantum_queries:
+            return f"All {self.n_rows:,} rows were read: so few are not worth a search."
         return (
             f"quantum    {self.quantum_queries:,} oracle calls (half of them uncomputes), "
             f"{self.row_reads:,} row reads\n"
