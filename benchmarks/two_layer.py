@@ -100,7 +100,7 @@ class Stopwatch:
 
 
 def by_winnow(problem: Problem, x0: np.ndarray, method: str) -> Point:
-    found = two_layer(problem.A1, problem.A2, problem.b, problem.w, method=method, x0=x0, tol=TOL)
+    found = two_layer(problem.A1, problem.A2, problem.b, problem.w, method=method, x0=x0, tol=TOL, threads=1)
     return problem.at(found.x)
 
 

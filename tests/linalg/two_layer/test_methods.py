@@ -1,5 +1,8 @@
 """Methods: they descend, agree, stop with a sentence, and name what holds them up."""
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +16,7 @@ EVERY = sorted(METHODS)
 
 
 def solve(problem, **options):
-    return two_layer(problem.A1, problem.A2, problem.b, problem.w, **options)
+    return two_layer(problem.A1, problem.A2, problem.b, problem.w, threads=1, **options)
 
 
 @pytest.mark.parametrize("method", EVERY)
@@ -139,3 +142,32 @@ def test_the_step_within_a_radius_is_the_best_of_all(values, slope, radius):
     others = np.vstack([others, others * np.linspace(0, 1, 2000)[:, None]])
     best = (others @ slope + 0.5 * (others**2) @ values).min()
     assert slope @ p + 0.5 * values @ p**2 <= best + 1e-9 * max(1.0, abs(best))
+
+
+SAME_BITS = """
+import sys
+import numpy as np
+from winnow.linalg import two_layer
+draws = np.random.default_rng(0)
+for rows, columns, outputs in ((3001, 41, 5), (997, 13, 30)):
+    A1, A2 = draws.normal(size=(rows, columns)), draws.normal(size=(outputs, rows))
+    b, x0 = np.abs(draws.normal(size=outputs)), 0.1 * draws.normal(size=columns)
+    for method in ("lm", "newton_cg", "full", "sketch", "w2"):
+        found = two_layer(A1, A2, b, 0.1, x0=x0, method=method, max_steps=8, threads=int(sys.argv[1]))
+        print(found.x.tobytes().hex())
+"""
+
+
+def test_the_bits_are_the_same_for_any_number_of_threads():
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", SAME_BITS, str(threads)],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": str(threads)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in (1, 2)
+    ]
+    assert printed[0].count("\n") == 10
+    assert printed[0] == printed[1]

@@ -152,7 +152,7 @@ def test_steps_grow_linearly_with_the_digits_asked_for():
 def distortion(problem, scores, rows, seed):
     diagonal = problem.w2
     whole = (problem.A1 * diagonal[:, None]).T @ problem.A1
-    part = sampled_gram(problem.A1, diagonal, scores, rows, keyed(seed, 0))
+    part = sampled_gram(problem, diagonal, scores, rows, keyed(seed, 0))
     inverse = np.linalg.inv(np.linalg.cholesky(whole))
     low, high = extreme(inverse @ part @ inverse.T)
     return max(1.0 - low, high - 1.0)
@@ -160,7 +160,7 @@ def distortion(problem, scores, rows, seed):
 
 def test_sampled_matrices_leave_their_tolerance_at_most_as_often_as_stated():
     problem = heavy(n_rows=6000, n_columns=5)
-    scores = leverage(problem.A1, problem.w2)
+    scores = leverage(problem, problem.w2)
     assert scores.sum() == pytest.approx(5.0)
     accuracy, failure, seeds = 0.25, 0.1, 200
     rows = rows_for(5, accuracy, failure)
@@ -173,10 +173,10 @@ def test_sampled_matrices_leave_their_tolerance_at_most_as_often_as_stated():
 
 def test_projected_scores_are_close_to_the_exact_ones():
     problem = heavy(n_rows=500, n_columns=6)
-    exact = leverage(problem.A1, problem.w2)
-    factor = np.linalg.cholesky((problem.A1 * problem.w2[:, None]).T @ problem.A1).T
-    many = projected_leverage(problem.A1, problem.w2, factor, 2000, 1)
-    few = projected_leverage(problem.A1, problem.w2, factor, 16, 1)
+    exact = leverage(problem, problem.w2)
+    factor, _ = problem.products.definite_factor(problem.weight_gram)
+    many = projected_leverage(problem, problem.w2, factor, 2000, 1)
+    few = projected_leverage(problem, problem.w2, factor, 16, 1)
     np.testing.assert_allclose(many, exact, rtol=0.2)
     assert np.median(np.abs(few / exact - 1)) < 0.5
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float64, Int64
 
 from winnow.base.errors import UsageError
+from winnow.base.rng import SEED_LIMIT
 from winnow.kernels.row_sketch import open_passes
 from winnow.linalg.gate import Matrix, Seed, open_problem, seed_of
 from winnow.linalg.least_squares import lstsq
@@ -61,20 +62,20 @@ def quantum_lstsq(A: Matrix, b: object, eps: float, *, ridge: float = 0.0, rng: 
     threads = len(os.sched_getaffinity(0))
     problem = open_problem(A, b, ridge, threads)
     if not (isinstance(problem.rows, DenseRows) and isinstance(problem.rows.source, np.ndarray)):
-        raise UsageError(
-            f"A is a {type(A).__name__}, expected a dense array in memory: the simulation holds it."
-        )
+        raise UsageError(f"A is a {type(A).__name__}, expected a dense array in memory, for the simulation.")
     whole = np.asarray(problem.rows.source, np.float64)
     judge = certifier(problem, whole, open_passes(threads)).judge
     ledger, seed = QueryLedger(), seed_of(rng)
     rate = max(LEVEL_RATE * math.log(4.0 * whole.shape[1]), SOLUTION_RATE / eps)
-    for turn in range(MOST_ROUNDS):
-        sample = Sampler(whole, float(ridge), ledger, (seed + turn) % 2**63).sample(rate * 2.0**turn)
+    rounds = 0
+    while True:
+        turn = Sampler(whole, float(ridge), ledger, (seed + rounds) % SEED_LIMIT)
+        sample = turn.sample(rate * 2.0**rounds)
         x = _solved(whole, problem.b, sample, float(ridge))
-        verdict = judge(x)
-        if verdict.eps <= eps or verdict.is_exact or len(sample.rows) == len(whole):
+        verdict, rounds = judge(x), rounds + 1
+        is_converged = verdict.eps <= eps or verdict.is_exact
+        if is_converged or rounds == MOST_ROUNDS or len(sample.rows) == len(whole):
             break
-    is_converged = verdict.eps <= eps or verdict.is_exact
     return QuantumSolution(
         x=problem.give(x),
         eps_certified=verdict.eps,
@@ -83,7 +84,7 @@ def quantum_lstsq(A: Matrix, b: object, eps: float, *, ridge: float = 0.0, rng: 
         rows=sample.rows,
         weights=sample.weights,
         levels=sample.levels,
-        rounds=turn + 1,
+        rounds=rounds,
         report=report_of(ledger, len(whole)),
     )
 
@@ -94,4 +95,4 @@ def _solved(
     """Solve the weighted rows to rounding."""
     root = np.sqrt(sample.weights)[:, None]
     part = np.ascontiguousarray(A[sample.rows] * root)
-    return lstsq(part, b.T[sample.rows] * root, ridge=ridge, method="gram", certify=False).x.T
+    return np.asarray(lstsq(part, b.T[sample.rows] * root, ridge=ridge, method="gram", certify=False).x).T

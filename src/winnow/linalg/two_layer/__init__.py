@@ -6,6 +6,7 @@ After arXiv:2311.15390 (abstract), construction ours. The Hessian is ``A1^T B A1
 matrix of rank outputs + 2, so it is applied in two passes over A1 and A2 and never formed as N x N.
 
 reference.py     the definition
+products.py      everything that reads A1 or A2, in one order of summation
 problem.py       the loss and its derivatives in closed form; what is refused
 kinks.py         where an output of the ReLU switches
 assumptions.py   whether the local theorem applies

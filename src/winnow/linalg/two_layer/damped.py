@@ -24,7 +24,8 @@ from winnow.linalg.two_layer.descent import (
     stalled,
     step_between,
 )
-from winnow.linalg.two_layer.problem import Point, Problem, Vector
+from winnow.linalg.two_layer.problem import Point, Problem
+from winnow.linalg.two_layer.products import Vector
 
 FIRST_RADIUS = 1.0  # logits, root mean square
 SMALLEST_RADIUS = 1e-13
@@ -128,7 +129,7 @@ def logit_basis(problem: Problem) -> Float[np.ndarray, "M rank"]:
     By the Gram matrix, one N M^2 product; where that is too ill-conditioned, by a QR factorisation.
     """
     A1, n_rows = problem.A1, problem.A1.shape[0]
-    squares, vectors = np.linalg.eigh(A1.T @ A1)
+    squares, vectors = np.linalg.eigh(problem.products.gram_of(A1))
     if squares[0] > squares[-1] / SQUARING_LIMIT**2 * 1e4:
         return vectors * np.sqrt(n_rows / squares)
     _, singular, transposed = np.linalg.svd(np.linalg.qr(A1, mode="r"))

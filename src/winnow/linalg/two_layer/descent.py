@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from winnow.linalg.two_layer.kinks import corner, nearest_kinks
-from winnow.linalg.two_layer.problem import Point, Vector
+from winnow.linalg.two_layer.problem import Point
+from winnow.linalg.two_layer.products import Vector
 
 ARMIJO = 1e-4  # share of the fall promised by the slope that a step must bring
 NOISE = 1e-12  # a change of the loss below this share of it says nothing

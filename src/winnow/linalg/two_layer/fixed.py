@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from scipy.linalg import cho_solve
-
 from winnow.base.errors import UsageError
 from winnow.linalg.two_layer.descent import Options, Proposal, Run, line_search_descent
 from winnow.linalg.two_layer.problem import Point
-from winnow.linalg.two_layer.sampling import definite_factor
 
 
 @final
@@ -24,7 +21,8 @@ class FixedWeights:
 
     def run(self, start: Point, options: Options) -> Run:
         """Descend from `start`; raises UsageError where the matrix is singular."""
-        factor, damping = definite_factor(start.problem.weight_gram)
+        products = start.problem.products
+        factor, damping = products.definite_factor(start.problem.weight_gram)
         if damping > 0.0:
             raise UsageError(
                 "A1^T W^2 A1, which method='w2' takes for the Hessian, is singular: w has too many zeros or "
@@ -32,6 +30,6 @@ class FixedWeights:
             )
 
         def propose(point: Point, _: int) -> Proposal:
-            return Proposal(-cho_solve((factor, False), point.gradient, check_finite=False))
+            return Proposal(products.descent(factor, point.gradient))
 
         return line_search_descent(start, propose, options)

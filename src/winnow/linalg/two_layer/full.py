@@ -3,11 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from scipy.linalg import cho_solve
-
 from winnow.linalg.two_layer.descent import Options, Proposal, Run, line_search_descent
 from winnow.linalg.two_layer.problem import Point
-from winnow.linalg.two_layer.sampling import definite_factor
 
 
 @final
@@ -25,5 +22,6 @@ class Full:
         return line_search_descent(start, self._propose, options)
 
     def _propose(self, point: Point, _: int) -> Proposal:
-        factor, damping = definite_factor(point.hessian())
-        return Proposal(-cho_solve((factor, False), point.gradient, check_finite=False), damping)
+        products = point.problem.products
+        factor, damping = products.definite_factor(point.hessian())
+        return Proposal(products.descent(factor, point.gradient), damping)

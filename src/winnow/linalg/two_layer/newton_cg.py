@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import numpy as np
-from scipy.linalg import cho_solve
 
 from winnow.base.rng import keyed
 from winnow.linalg.two_layer.descent import Options, Proposal, Run, line_search_descent
-from winnow.linalg.two_layer.problem import Point, Square, Vector
-from winnow.linalg.two_layer.sampling import definite_factor, leverage, projected_leverage, sampled_gram
+from winnow.linalg.two_layer.problem import Point
+from winnow.linalg.two_layer.products import Square, Vector
+from winnow.linalg.two_layer.sampling import leverage, projected_leverage, sampled_gram
 
 PROJECTIONS = 16
 LEAST_ACCURACY = 0.1  # of a CG solve far from the end; towards it the demand grows with the square root
@@ -31,18 +31,18 @@ class NewtonCg:
 
     def run(self, start: Point, options: Options) -> Run:
         """Descend from `start` until `options` say stop or no step lowers the loss."""
-        A1 = start.problem.A1
-        rows = self.rows_per_column * A1.shape[1]
+        problem = start.problem
+        rows = self.rows_per_column * problem.A1.shape[1]
         factors: list[Square] = []  # the last preconditioner, by which the next step's scores are taken
 
         def propose(point: Point, step: int) -> Proposal:
             diagonal = point.diagonal()
             if factors:
-                scores = projected_leverage(A1, diagonal, factors.pop(), PROJECTIONS, options.seed)
+                scores = projected_leverage(problem, diagonal, factors.pop(), PROJECTIONS, options.seed)
             else:
-                scores = leverage(A1, diagonal)
-            factor, damping = definite_factor(
-                sampled_gram(A1, diagonal, scores, rows, keyed(options.seed, step + 1))
+                scores = leverage(problem, diagonal)
+            factor, damping = problem.products.definite_factor(
+                sampled_gram(problem, diagonal, scores, rows, keyed(options.seed, step + 1))
             )
             factors.append(factor)
             accuracy = min(LEAST_ACCURACY, math.sqrt(point.gradient_norm / start.gradient_norm))
@@ -55,7 +55,8 @@ class NewtonCg:
 def _conjugate(point: Point, factor: Square, accuracy: float) -> tuple[Vector, int]:
     """Solve ``H p = -gradient`` until the residual, in the preconditioner's norm, fell to `accuracy`."""
     p, residual = np.zeros_like(point.gradient), -point.gradient
-    solved = cho_solve((factor, False), residual, check_finite=False)
+    products_of = point.problem.products
+    solved = -products_of.descent(factor, residual)
     along, energy = solved, float(residual @ solved)
     enough = accuracy**2 * energy
     for products in range(1, MOST_PRODUCTS + 1):
@@ -66,7 +67,7 @@ def _conjugate(point: Point, factor: Square, accuracy: float) -> tuple[Vector, i
         step = energy / curvature
         p = p + step * along
         residual = residual - step * bent
-        solved = cho_solve((factor, False), residual, check_finite=False)
+        solved = -products_of.descent(factor, residual)
         before, energy = energy, float(residual @ solved)
         if energy <= enough:
             return p, products

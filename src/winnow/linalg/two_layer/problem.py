@@ -19,9 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from winnow.base.errors import UsageError
-
-Vector = Float[np.ndarray, " _"]
-Square = Float[np.ndarray, "square square"]
+from winnow.linalg.two_layer.products import Products, Square, Vector, dot
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,12 @@ class Problem:
     A2: Float[np.ndarray, "outputs N"]
     b: Float[np.ndarray, " outputs"]
     w: Float[np.ndarray, " N"]
+    threads: int
+
+    @cached_property
+    def products(self) -> Products:
+        """What reads A1 and A2."""
+        return Products(self.A1, self.A2, self.threads)
 
     @cached_property
     def w2(self) -> Vector:
@@ -41,7 +45,7 @@ class Problem:
     @cached_property
     def weight_gram(self) -> Square:
         """``A1^T W^2 A1``: the part of every Hessian that does not depend on x. N M^2 operations, once."""
-        return (self.A1 * self.w2[:, None]).T @ self.A1
+        return self.products.gram(self.w2)
 
     def at(self, x: Vector) -> "Point":
         """Return the loss and the gradient at `x`: two passes over A1 and two over A2.
@@ -50,18 +54,18 @@ class Problem:
         logits themselves overflow the loss is infinite.
         """
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            z = self.A1 @ x
+            z = self.products.logits(x)
             if not np.isfinite(z).all():
                 return Point(self, x, z, z, z, z, np.inf, z, np.full_like(x, np.nan))
             f = np.exp(z - z.max())
             f /= f.sum()
-            h = self.A2 @ f
+            h = self.products.outputs(f)
             c = np.maximum(h, 0.0) - self.b
             weighted = self.w * z
-            loss = 0.5 * float(c @ c) + 0.5 * float(weighted @ weighted)
-            p = self.A2.T @ np.where(h > 0.0, c, 0.0)
-            q = f * (p - f @ p)
-            gradient = self.A1.T @ (q + self.w2 * z)
+            loss = 0.5 * dot(c, c) + 0.5 * dot(weighted, weighted)
+            p = self.products.outputs_back(np.where(h > 0.0, c, 0.0))
+            q = f * (p - dot(f, p))
+            gradient = self.products.back(q + self.w2 * z)
         return Point(self, x, z, f, h, c, loss if np.isfinite(loss) else np.inf, q, gradient)
 
 
@@ -99,34 +103,35 @@ class Point:
         """About the error of `gradient_norm` by rounding: below it, smaller gradients are noise."""
         problem = self.problem
         terms = np.abs(self.q) + problem.w2 * np.abs(self.z)
-        return float(np.finfo(np.float64).eps * np.linalg.norm(terms) * np.linalg.norm(problem.A1))
+        size = np.sqrt(dot(terms, terms) * float(np.square(problem.A1).sum()))
+        return float(np.finfo(np.float64).eps * size)
 
     def hessian_times(self, direction: Vector) -> Vector:
         """Return ``Hessian @ direction``: two passes over A1 and two over A2."""
         problem, f, q = self.problem, self.f, self.q
-        v = problem.A1 @ direction
-        along = f * (v - f @ v)
-        back = problem.A2.T @ np.where(self.is_on, problem.A2 @ along, 0.0)
-        gauss_newton = f * (back - f @ back)
-        curvature = q * v - q * (f @ v) - f * (q @ v)
-        return problem.A1.T @ (gauss_newton + curvature + problem.w2 * v)
+        v = problem.products.logits(direction)
+        mean = dot(f, v)
+        moved = problem.products.outputs(f * (v - mean))
+        back = problem.products.outputs_back(np.where(self.is_on, moved, 0.0))
+        gauss_newton = f * (back - dot(f, back))
+        curvature = q * v - q * mean - f * dot(q, v)
+        return problem.products.back(gauss_newton + curvature + problem.w2 * v)
 
     def jacobian(self) -> Float[np.ndarray, "on M"]:
         """Return the derivative of the outputs that are on, ``A2 P A1``. on N M operations."""
         problem, on = self.problem, self.is_on
-        scaled = problem.A2[on] * self.f
-        return scaled @ problem.A1 - np.outer(self.h[on], problem.A1.T @ self.f)
+        moved = problem.products.times_rows(problem.A2[on] * self.f)
+        return moved - np.outer(self.h[on], problem.products.back(self.f))
 
     def gauss_newton(self) -> Square:
         """Return the positive semi-definite part of the Hessian: Gauss-Newton and weights."""
-        jacobian = self.jacobian()
-        return jacobian.T @ jacobian + self.problem.weight_gram
+        return self.problem.products.gram_of(self.jacobian()) + self.problem.weight_gram
 
     def curvature(self) -> Square:
         """Return what the bending of the softmax adds to the Hessian; indefinite. N M^2 operations."""
-        A1 = self.problem.A1
-        cross = np.outer(A1.T @ self.q, A1.T @ self.f)
-        return (A1 * self.q[:, None]).T @ A1 - cross - cross.T
+        products = self.problem.products
+        cross = np.outer(products.back(self.q), products.back(self.f))
+        return products.gram(self.q) - cross - cross.T
 
     def hessian(self) -> Square:
         """Return the whole Hessian, M x M. N M (M + outputs) operations."""
@@ -135,13 +140,13 @@ class Point:
     def diagonal(self) -> Vector:
         """Return the diagonal of B, negative entries cut to 0: the D of the sampled Hessian ``A1^T D A1``."""
         problem, f, on = self.problem, self.f, self.is_on
-        rows, h = problem.A2[on], self.h[on]
+        rows, h = problem.A2[on], np.where(on, self.h, 0.0)
         # sum over j of (A2_ji - h_j)^2, its square written out so that no copy of A2 is made
-        spread = np.einsum("ji,ji->i", rows, rows) - 2.0 * (h @ rows) + h @ h
+        spread = np.einsum("ji,ji->i", rows, rows) - 2.0 * problem.products.outputs_back(h) + dot(h, h)
         return np.maximum(f * f * np.maximum(spread, 0.0) + self.q * (1.0 - 2.0 * f) + problem.w2, 0.0)
 
 
-def checked_problem(A1: object, A2: object, b: object, w: object) -> Problem:
+def checked_problem(A1: object, A2: object, b: object, w: object, threads: int = 1) -> Problem:
     """Return the problem that the arguments state, or raise UsageError for the first that is off.
 
     `w` may be one number for all rows. Arguments are neither changed nor kept if they must be converted.
@@ -162,7 +167,7 @@ def checked_problem(A1: object, A2: object, b: object, w: object) -> Problem:
         raise UsageError(
             f"w has {len(weights)} entries, A1 has {n_rows} rows; give one number or one per row."
         )
-    return Problem(first, second, targets, np.broadcast_to(weights, n_rows))
+    return Problem(first, second, targets, np.broadcast_to(weights, n_rows), threads)
 
 
 def real_array(name: str, value: object, *ndims: int) -> np.ndarray:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import numpy as np
-from scipy.linalg import cho_solve
 
 from winnow.base.rng import keyed
 from winnow.linalg.two_layer.descent import Options, Proposal, Run, line_search_descent
-from winnow.linalg.two_layer.problem import Point, Vector
-from winnow.linalg.two_layer.sampling import definite_factor, leverage, rows_for, sampled_gram
+from winnow.linalg.two_layer.problem import Point
+from winnow.linalg.two_layer.products import Vector
+from winnow.linalg.two_layer.sampling import leverage, rows_for, sampled_gram
 
 MOST_DRIFT = 2.0  # scores are taken anew when the diagonal has moved further from theirs than this factor
 
@@ -43,10 +43,10 @@ class Sketched:
         def propose(point: Point, step: int) -> Proposal:
             diagonal = point.diagonal()
             matrix = sampled_gram(
-                point.problem.A1, diagonal, *scores.at_least(diagonal, rows), keyed(options.seed, step)
+                point.problem, diagonal, *scores.at_least(diagonal, rows), keyed(options.seed, step)
             )
-            factor, damping = definite_factor(matrix)
-            return Proposal(-cho_solve((factor, False), point.gradient, check_finite=False), damping)
+            factor, damping = point.problem.products.definite_factor(matrix)
+            return Proposal(point.problem.products.descent(factor, point.gradient), damping)
 
         return line_search_descent(start, propose, options)
 
@@ -59,7 +59,7 @@ class _Scores:
     """
 
     def __init__(self, start: Point) -> None:
-        self._A1 = start.problem.A1
+        self._problem = start.problem
         self._diagonal: Vector = np.zeros(0)
         self._scores: Vector = np.zeros(0)
 
@@ -71,5 +71,5 @@ class _Scores:
             drift = float(moved.max() / moved.min())
         if drift <= MOST_DRIFT:
             return self._scores, rows * drift
-        self._diagonal, self._scores = diagonal, leverage(self._A1, diagonal)
+        self._diagonal, self._scores = diagonal, leverage(self._problem, diagonal)
         return self._scores, float(rows)

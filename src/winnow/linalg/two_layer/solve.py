@@ -1,5 +1,6 @@
 """Solve: the public verb; a method's name becomes its object here.   (floor 2 · linalg)"""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -58,6 +59,7 @@ def two_layer(  # noqa: PLR0913 (a public verb: the names its users expect)
     tol: float = 1e-8,
     max_steps: int = 200,
     rng: int = 0,
+    threads: int | None = None,
 ) -> Solution:
     """Descend to a point where the gradient of the two-layer loss has norm at most `tol`, or say why not.
 
@@ -70,12 +72,15 @@ def two_layer(  # noqa: PLR0913 (a public verb: the names its users expect)
     sketch      Newton's method with the sampled Hessian alone; for large w, linear convergence
     w2          ``A1^T W^2 A1`` in place of the Hessian, factored once; for large w, linear convergence
 
+    The same bits for any `threads`; by lm, whose decomposition of an M x M matrix is LAPACK's, up to M of
+    about 60. From there the BLAS's own threads may change the last ones.
+
     The point found is stationary, seldom the lowest: the loss is not convex unless w is large. Void at
     corners of the ReLU, where no gradient vanishes; `reason` names them. Raises UsageError for arrays that
     are empty, not finite, not real or of shapes that do not fit, for an unknown method and for options out of
     range.
     """
-    problem = checked_problem(A1, A2, b, w)
+    problem = checked_problem(A1, A2, b, w, threads or len(os.sched_getaffinity(0)))
     if method not in METHODS:
         raise UsageError(f"method is {method!r}, expected one of {', '.join(METHODS)}.")
     start = problem.at(_checked_start(x0, problem.A1.shape[1]))
