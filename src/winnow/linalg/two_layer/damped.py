@@ -13,31 +13,34 @@ from typing import ClassVar, final
 import numpy as np
 from jaxtyping import Float
 
+from winnow.linalg.two_layer.corners import slide
 from winnow.linalg.two_layer.descent import (
     NOISE,
     Options,
     Run,
     Step,
+    cornered,
     finished,
     is_over,
     lowers,
-    stalled,
     step_between,
 )
 from winnow.linalg.two_layer.problem import Point, Problem
-from winnow.linalg.two_layer.products import Vector
+from winnow.linalg.two_layer.region import best_within
 
 FIRST_RADIUS = 1.0  # logits, root mean square
 SMALLEST_RADIUS = 1e-13
 WORST_RATIO, POOR_RATIO, GOOD_RATIO = 1e-4, 0.25, 0.75
 SQUARING_LIMIT = 1e6  # condition number above which a Gram matrix has lost what matters
-ROUNDS = 60
 
 
 @final
 @dataclass(frozen=True)
 class Damped:
-    """Levenberg-Marquardt; a step costs one Hessian, N M (M + outputs), and one M^3 decomposition."""
+    """Levenberg-Marquardt; a step costs one Hessian, N M (M + outputs), and one M^3 decomposition.
+
+    Where outputs with negative targets switch and no smooth step helps, it goes on along their crease.
+    """
 
     name: ClassVar[str] = "lm"
 
@@ -46,21 +49,30 @@ class Damped:
         basis = logit_basis(start.problem)
         point, steps, radius = start, list[Step](), FIRST_RADIUS
         while not is_over(point, len(steps), options):
-            model = _model_at(point, basis)
-            while True:
-                trial, damping, promised, length = model.step(point, radius)
-                is_lower = lowers(point, trial, WORST_RATIO * promised)
-                if not is_lower:
-                    radius = 0.25 * length
-                elif promised > NOISE * abs(point.loss):  # below that a ratio is rounding, no verdict
-                    radius = _next_radius(radius, length, (point.loss - trial.loss) / promised, damping)
-                if is_lower:
-                    break
-                if radius < SMALLEST_RADIUS:
-                    return stalled(point, steps)
+            trial, damping, radius = _smooth_step(point, basis, radius)
+            if trial is None:
+                slid = slide(point, basis, options.tol)
+                if slid.remaining <= options.tol or slid.point.loss >= point.loss * (1.0 - NOISE):
+                    return cornered(slid.point, steps, slid.remaining, slid.kinks, options)
+                trial, radius = slid.point, FIRST_RADIUS
             steps.append(step_between(point, trial, damping, 0))
             point = trial
         return finished(point, steps, options)
+
+
+def _smooth_step(
+    point: Point, basis: Float[np.ndarray, "M rank"], radius: float
+) -> tuple[Point | None, float, float]:
+    """Return a lower point, its damping and the next radius; None where no radius gives one."""
+    model = _model_at(point, basis)
+    while radius >= SMALLEST_RADIUS:
+        trial, damping, promised, length = model.step(point, radius)
+        if lowers(point, trial, WORST_RATIO * promised):
+            if promised > NOISE * abs(point.loss):  # below that a ratio is rounding, no verdict
+                radius = _next_radius(radius, length, (point.loss - trial.loss) / promised, damping)
+            return trial, damping, radius
+        radius = 0.25 * length
+    return None, 0.0, radius
 
 
 def _next_radius(radius: float, length: float, ratio: float, damping: float) -> float:
@@ -95,32 +107,6 @@ def _model_at(point: Point, basis: Float[np.ndarray, "M rank"]) -> Model:
     values, vectors = np.linalg.eigh(basis.T @ point.hessian() @ basis)
     directions = basis @ vectors
     return Model(values, directions.T @ point.gradient, directions)
-
-
-def best_within(values: Vector, slope: Vector, radius: float) -> tuple[Vector, float]:
-    """Return the p that minimises ``slope . p + 1/2 sum values * p^2`` over ``|p| <= radius``; its damping.
-
-    p is ``-slope / (values + damping)`` with the one damping, at least ``-min(values)`` and 0, that is
-    complementary to the radius. Where the slope has no part along the lowest value (the hard case) that part
-    of p is free and is taken up to the radius.
-    """
-    floor = max(0.0, -float(values[0]))
-    tiny = np.finfo(np.float64).eps * max(float(np.abs(values).max()), float(np.linalg.norm(slope)) / radius)
-
-    def at(damping: float) -> Vector:
-        return -slope / np.maximum(values + damping, max(tiny, np.finfo(np.float64).tiny))
-
-    p = at(floor)
-    if np.linalg.norm(p) <= radius:
-        if floor == 0.0:
-            return p, 0.0
-        p[0] += np.copysign(np.sqrt(max(radius**2 - float(p @ p), 0.0)), p[0])
-        return p, floor
-    low, high = floor, floor + float(np.linalg.norm(slope)) / radius
-    for _ in range(ROUNDS):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if np.linalg.norm(at(middle)) > radius else (low, middle)
-    return at(high), high
 
 
 def logit_basis(problem: Problem) -> Float[np.ndarray, "M rank"]:

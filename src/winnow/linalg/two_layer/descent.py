@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int64
 
-from winnow.linalg.two_layer.kinks import corner, nearest_kinks
+from winnow.linalg.two_layer.kinks import nearest_kinks
 from winnow.linalg.two_layer.problem import Point
 from winnow.linalg.two_layer.products import Vector
 
@@ -43,6 +44,7 @@ class Run:
     steps: tuple[Step, ...]
     converged: bool
     reason: str
+    remaining: float | None = None  # norm of the generalised gradient, of runs that end at a corner
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,25 @@ def stalled(point: Point, steps: list[Step]) -> Run:
     if norm <= rounding:
         reason = f"The gradient norm {norm:.1e} is below its own rounding error, {rounding:.1e}: raise tol."
     elif len(kinks):
-        named = ", ".join(map(str, kinks[:5])) + (", ..." if len(kinks) > 5 else "")
-        reason = (
-            f"The loss has a corner here, where no gradient vanishes: the ReLU of output {named} switches; "
-            f"with slopes between its two sides the gradient norm is {corner(point, kinks):.1e} in place of "
-            f"{norm:.1e}."
-        )
+        reason = f"The loss has a corner here, where the ReLU of {_named(kinks)} switches: try method='lm'."
     else:
         reason = f"No step lowers the loss any further, at gradient norm {norm:.1e}: try method='lm'."
     return Run(point, tuple(steps), False, reason)
+
+
+def cornered(
+    point: Point, steps: list[Step], remaining: float, kinks: Int64[np.ndarray, " kinks"], options: Options
+) -> Run:
+    """Return the run that ended on a crease with a generalised gradient of norm `remaining`."""
+    if not len(kinks):
+        return stalled(point, steps)
+    where = f"The loss has a corner here, where the ReLU of {_named(kinks)} switches"
+    within = f"with slopes between its two sides the gradient norm is {remaining:.1e}"
+    if remaining <= options.tol:
+        reason = f"{where}; {within}, within tol = {options.tol:g}."
+        return Run(point, tuple(steps), True, reason, remaining)
+    return Run(point, tuple(steps), False, f"{where}; {within}: try another x0.", remaining)
+
+
+def _named(kinks: Int64[np.ndarray, " kinks"]) -> str:
+    return f"output {', '.join(map(str, kinks[:5]))}{', ...' if len(kinks) > 5 else ''}"

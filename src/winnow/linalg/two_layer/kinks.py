@@ -7,7 +7,7 @@ output.
 """
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from scipy.optimize import lsq_linear
 
 from winnow.linalg.two_layer.problem import Point
@@ -21,14 +21,16 @@ def nearest_kinks(point: Point) -> Int64[np.ndarray, " kinks"]:
     return np.flatnonzero(near & (point.problem.b < 0.0))
 
 
-def corner(point: Point, kinks: Int64[np.ndarray, " kinks"]) -> float:
-    """Return the norm of the smallest generalised gradient, the slopes of `kinks` free between two sides."""
-    problem, f = point.problem, point.f
-    rows = problem.A2[kinks]
-    slopes = (f * (rows - (rows @ f)[:, None])) @ problem.A1  # derivative of h_i, one row each
+def generalised(
+    point: Point, kinks: Int64[np.ndarray, " kinks"]
+) -> tuple[float, Float[np.ndarray, " kinks"]]:
+    """Return the norm of the smallest generalised gradient, and where each slope lies between its sides."""
+    if not len(kinks):
+        return point.gradient_norm, np.zeros(0)
+    slopes = point.output_slopes(kinks)
     below = point.gradient - slopes.T @ np.where(point.is_on[kinks], point.c[kinks], 0.0)
-    found = lsq_linear(slopes.T * -problem.b[kinks], -below, bounds=(0.0, 1.0))
-    return float(np.linalg.norm(found.fun))
+    found = lsq_linear(slopes.T * -point.problem.b[kinks], -below, bounds=(0.0, 1.0), method="bvls")
+    return float(np.linalg.norm(found.fun)), found.x
 
 
 def pattern_radius(point: Point, norm_A1: float) -> float:

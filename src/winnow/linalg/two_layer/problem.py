@@ -63,10 +63,14 @@ class Problem:
             c = np.maximum(h, 0.0) - self.b
             weighted = self.w * z
             loss = 0.5 * dot(c, c) + 0.5 * dot(weighted, weighted)
-            p = self.products.outputs_back(np.where(h > 0.0, c, 0.0))
-            q = f * (p - dot(f, p))
-            gradient = self.products.back(q + self.w2 * z)
+            q, gradient = self.pulled(z, f, np.where(h > 0.0, c, 0.0))
         return Point(self, x, z, f, h, c, loss if np.isfinite(loss) else np.inf, q, gradient)
+
+    def pulled(self, z: Vector, f: Vector, forces: Vector) -> tuple[Vector, Vector]:
+        """Return q and the gradient where output i pulls with ``forces_i``: c_i if it is on, else 0."""
+        p = self.products.outputs_back(forces)
+        q = f * (p - dot(f, p))
+        return q, self.products.back(q + self.w2 * z)
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,12 @@ class Point:
         size = np.sqrt(dot(terms, terms) * float(np.square(problem.A1).sum()))
         return float(np.finfo(np.float64).eps * size)
 
+    def output_slopes(self, which: np.ndarray) -> Float[np.ndarray, "which M"]:
+        """Return the derivatives of the outputs `which`, on or off, rows of ``A2 P A1``."""
+        products = self.problem.products
+        moved = products.times_rows(self.problem.A2[which] * self.f)
+        return moved - np.outer(self.h[which], products.back(self.f))
+
     def hessian_times(self, direction: Vector) -> Vector:
         """Return ``Hessian @ direction``: two passes over A1 and two over A2."""
         problem, f, q = self.problem, self.f, self.q
@@ -119,9 +129,7 @@ class Point:
 
     def jacobian(self) -> Float[np.ndarray, "on M"]:
         """Return the derivative of the outputs that are on, ``A2 P A1``. on N M operations."""
-        problem, on = self.problem, self.is_on
-        moved = problem.products.times_rows(problem.A2[on] * self.f)
-        return moved - np.outer(self.h[on], problem.products.back(self.f))
+        return self.output_slopes(np.flatnonzero(self.is_on))
 
     def gauss_newton(self) -> Square:
         """Return the positive semi-definite part of the Hessian: Gauss-Newton and weights."""

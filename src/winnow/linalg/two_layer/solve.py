@@ -26,7 +26,10 @@ METHODS = MappingProxyType(
 
 @dataclass(frozen=True)
 class Solution:
-    """Where a method ended: `reason` says why in a sentence, `history` has one `Step` per accepted step."""
+    """Where a method ended: `reason` says why in a sentence, `history` has one `Step` per accepted step.
+
+    `gradient_norm` is that of the gradient; at a corner of the loss, of its smallest generalised gradient.
+    """
 
     x: Float[np.ndarray, " M"]
     loss: float
@@ -91,7 +94,7 @@ def two_layer(  # noqa: PLR0913 (a public verb: the names its users expect)
     return Solution(
         x=end.x,
         loss=end.loss,
-        gradient_norm=end.gradient_norm,
+        gradient_norm=end.gradient_norm if run.remaining is None else run.remaining,
         converged=run.converged,
         reason=run.reason,
         method=method,
