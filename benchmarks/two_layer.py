@@ -171,10 +171,18 @@ def race(name: str, shape: Shape) -> list[dict]:
     return [row | {"is_best": row["ms"] == best} for row in rows]
 
 
+def side_by_side(rows: list[dict]) -> dict:
+    """One line of a race: milliseconds of each side, none for one that was stopped before it got there."""
+    done = [row for row in rows if row["reached"] == row["of"]]
+    first = {key: rows[0][key] for key in ("problem", "rows", "columns", "outputs", "w")}
+    times = {row["solver"].replace(" ", "_"): row["ms"] for row in done}
+    return first | times | {"quickest": min(done, key=lambda row: row["ms"])["solver"]}
+
+
 def converges(*, signed: bool) -> dict:
     """The method lm from random starts on random problems, and what it said where it did not converge."""
     reasons: dict[str, int] = {}
-    steps = []
+    steps, corners = [], 0
     for seed in range(RANDOM_PROBLEMS):
         draws = np.random.default_rng(seed)
         sizes = (int(draws.integers(20, 300)), int(draws.integers(2, 15)), int(draws.integers(1, 25)))
@@ -182,6 +190,7 @@ def converges(*, signed: bool) -> dict:
         x0 = draws.normal(size=sizes[1])
         found = two_layer(problem.A1, problem.A2, problem.b, problem.w, x0=x0)
         steps.append(len(found.history))
+        corners += found.converged and "corner" in found.reason
         if not found.converged:
             kind = next(
                 word for word in ("corner", "off", "max_steps", "rounding", "No step") if word in found.reason
@@ -191,7 +200,8 @@ def converges(*, signed: bool) -> dict:
         "targets": "of either sign" if signed else "not negative",
         "problems": RANDOM_PROBLEMS,
         "converged": RANDOM_PROBLEMS - sum(reasons.values()),
-        "at_a_corner": reasons.pop("corner", 0),
+        "of_them_at_corners": corners,
+        "stuck_at_a_corner": reasons.pop("corner", 0),
         "all_outputs_off": reasons.pop("off", 0),
         "otherwise": sum(reasons.values()),
         "median_steps": median(steps),
@@ -220,10 +230,12 @@ def main() -> None:
     if os.environ.get("OPENBLAS_NUM_THREADS") != "1":
         again = [sys.executable, "-m", "benchmarks.two_layer"]
         raise SystemExit(subprocess.call(again, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}))
+    races = [race(name, shape) for name, shape in SHAPES.items()]
     result = {
         "machine": {**machine(), "threads": 1},
         "tol": TOL,
-        "rows": [row for name, shape in SHAPES.items() for row in race(name, shape)],
+        "races": [side_by_side(rows) for rows in races],
+        "rows": [row for rows in races for row in rows],
         "convergence": [converges(signed=False), converges(signed=True)],
         "contraction": contraction(),
     }

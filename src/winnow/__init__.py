@@ -3,6 +3,7 @@
     engine = winnow.load()                       the bundled model; or a checkpoint directory, or a hub id
     done = engine.generate("Once upon a time")   Completion(text, token_ids, finish_reason, stats, ...)
     model = winnow.sparsify(hf_model, plan)      a transformers model with winnowed MLPs
+    x, residual, rank, s = winnow.lstsq(A, b)    least squares, to rounding or certified to eps
 
 The names live in the rooms below and are fetched when first used (PEP 562): importing winnow imports
 nothing else.
@@ -14,14 +15,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from winnow.engine.generate import Completion, Engine, load
     from winnow.engine.sparsity import calibrate, sparsify
+    from winnow.linalg import lstsq
 
-__all__ = ["Completion", "Engine", "calibrate", "load", "sparsify"]
+__all__ = ["Completion", "Engine", "calibrate", "load", "lstsq", "sparsify"]
 
 _HOMES = {
     "Completion": "winnow.engine.generate",
     "Engine": "winnow.engine.generate",
     "calibrate": "winnow.engine.sparsity",
     "load": "winnow.engine.generate",
+    "lstsq": "winnow.linalg",
     "sparsify": "winnow.engine.sparsity",
 }
 

@@ -38,8 +38,19 @@ class Command:
     epilog: str = ""
 
 
-def read_line(argv: Sequence[str], commands: Mapping[str, Command]) -> argparse.Namespace:
+@dataclass(frozen=True)
+class Group:
+    """Commands that share their first word, as ``solve lstsq``: the next one chooses among them."""
+
+    summary: str
+    commands: Mapping[str, Command]
+    words: tuple[str, ...] = ()
+
+
+def read_line(argv: Sequence[str], commands: Mapping[str, Command | Group]) -> argparse.Namespace:
     """Return the options of one command line, with `command` and one attribute per word of the command.
+
+    Of a group, `command` is its first word and `choice` the next.
 
     Raises UsageError for what does not parse, SystemExit after ``--help`` and ``--version``.
     """
@@ -48,12 +59,46 @@ def read_line(argv: Sequence[str], commands: Mapping[str, Command]) -> argparse.
     if place is None:
         _no_command(head, commands)
     name = head.pop(place)
-    command = commands[name]
-    parser = _parser(name, command)
-    arguments = parser.parse_intermixed_args(head)
-    arguments.command = name
-    _take_words(arguments, command, [*arguments.words, *tail])
+    command, choice = commands[name], ""
+    if isinstance(command, Group):
+        choice = _choice(name, command, head)
+        command = command.commands[choice]
+    full_name = f"{name} {choice}".rstrip()
+    arguments = _parser(full_name, command).parse_intermixed_args(head)
+    arguments.command, arguments.choice = name, choice
+    _take_words(arguments, command, [*arguments.words, *tail], full_name)
     return arguments
+
+
+def _choice(name: str, group: Group, head: list[str]) -> str:
+    """Take the word that chooses among the group's commands out of the line."""
+    place = _command_place(head, group.commands)
+    if place is not None:
+        return head.pop(place)
+    known = ", ".join(group.commands)
+    if "--help" in head or "-h" in head:
+        print(_group_overview(name, group))
+        sys.exit(0)
+    words = [word for word in head if not word.startswith("-")]
+    received = f"{words[0]!r} is no {name} command" if words else f"winnow {name} lacks its second word"
+    raise UsageError(f"{received}; expected one of {known}. See winnow {name} --help")
+
+
+def _group_overview(name: str, group: Group) -> str:
+    width = max(map(len, group.commands))
+    return "\n".join(
+        [
+            f"usage: winnow {name} {'|'.join(group.commands)} ... [options]",
+            "",
+            f"{group.summary[0].upper()}{group.summary[1:]}.",
+            "",
+            "commands:",
+            *(f"  {each:<{width}}  {command.summary}" for each, command in group.commands.items()),
+            "",
+            "options:",
+            f"  winnow {name} COMMAND --help lists them",
+        ]
+    )
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -62,7 +107,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(argv[:end]), list(argv[end + 1 :])
 
 
-def _command_place(head: Sequence[str], commands: Mapping[str, Command]) -> int | None:
+def _command_place(head: Sequence[str], commands: Mapping[str, Command | Group]) -> int | None:
     """Return where the command stands: the first word, options and their values before it aside."""
     for place, word in enumerate(head):
         if word in commands:
@@ -72,7 +117,7 @@ def _command_place(head: Sequence[str], commands: Mapping[str, Command]) -> int 
     return None
 
 
-def _no_command(head: Sequence[str], commands: Mapping[str, Command]) -> NoReturn:
+def _no_command(head: Sequence[str], commands: Mapping[str, Command | Group]) -> NoReturn:
     """Answer a command line without a command."""
     if "--version" in head:
         print(f"winnow {version()}")
@@ -89,7 +134,7 @@ def _no_command(head: Sequence[str], commands: Mapping[str, Command]) -> NoRetur
     raise UsageError(f"{words[0]!r} is no command; expected one of {known}. {hint}")
 
 
-def _overview(commands: Mapping[str, Command]) -> str:
+def _overview(commands: Mapping[str, Command | Group]) -> str:
     rows = [f"  {name:<11} {command.summary}" for name, command in commands.items()]
     return "\n".join(
         [
@@ -124,7 +169,7 @@ def _parser(name: str, command: Command) -> Parser:
     return parser
 
 
-def _take_words(arguments: argparse.Namespace, command: Command, words: list[str]) -> None:
+def _take_words(arguments: argparse.Namespace, command: Command, words: list[str], name: str) -> None:
     """Give each word of the line to the place it fills; optional places stay empty first.
 
     Of a word that an option may give by file, as --prompt-file does PROMPT, the place is then gone.
@@ -138,9 +183,7 @@ def _take_words(arguments: argparse.Namespace, command: Command, words: list[str
     if n_missing < 0:
         raise UsageError(f"received {len(words)} words, expected {expected}; quote what holds spaces.")
     if n_missing > n_optional:
-        raise UsageError(
-            f"{places[-1]} is missing, expected {expected}. See winnow {arguments.command} --help"
-        )
+        raise UsageError(f"{places[-1]} is missing, expected {expected}. See winnow {name} --help")
     for place, word in zip(places, [None] * n_missing + words, strict=True):
         setattr(arguments, _attribute(place), word)
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from winnow.cli.line import Command, Parser, read_line
+from winnow.cli.line import Command, Group, Parser, read_line
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")  # engine.generate.DTYPES, which importing torch would cost
 ENGINES = ("hf", "llama.cpp", "ctranslate2")
@@ -30,6 +30,24 @@ def _real(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+
+
+def _above_zero(text: str) -> float:
+    number = _real(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and finite")
+    return number
+
+
+def _not_negative(text: str) -> float:
+    return 0.0 if _real(text) == 0 else _above_zero(text)
+
+
+def _seed(text: str) -> int:
+    number = _whole(text)
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{number} is no seed, expected 0 to 2**63 - 1")
+    return number
 
 
 def _bias(text: str) -> tuple[int, float]:
@@ -280,7 +298,64 @@ def _add_train(parser: Parser) -> None:
     add("--compile", action="store_true", help="compile the training step first; quicker in long runs")
 
 
-COMMANDS = {
+def _add_lstsq(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "--eps",
+        type=_above_zero,
+        metavar="E",
+        help="certify |A x - b|^2 <= (1 + E) min; default: to rounding",
+    )
+    add("--ridge", type=_not_negative, default=0.0, metavar="R", help="minimise |A x - b|^2 + R |x|^2 (0)")
+    add(
+        "--method",
+        choices=("auto", "gram", "sketch", "lapack"),  # linalg.least_squares
+        default="auto",
+        help="auto (default) takes what a model of costs expects to be the quickest",
+    )
+    add("--seed", type=_seed, default=0, metavar="S", help="of the sketch (0)")
+    add("--out", type=Path, metavar="X.npy", help="write x there; default: print it")
+    add("--threads", type=_positive, metavar="N", help="default: the processors at hand")
+    _add_json(parser)
+
+
+def _add_two_layer(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "--w",
+        default="0",
+        metavar="W",
+        help="weight of the logits: a number, or a .npy file of one per row (0)",
+    )
+    add(
+        "--method",
+        choices=("lm", "newton_cg", "full", "sketch", "w2"),  # linalg.two_layer.METHODS
+        default="lm",
+        help="lm (default) for any w; newton_cg for many columns; sketch and w2 for a large w",
+    )
+    add("--seed", type=_seed, default=0, metavar="S", help="of the rows that are sampled (0)")
+    add("--out", type=Path, metavar="X.npy", help="write x there; default: print it")
+    add("--threads", type=_positive, metavar="N", help="default: the processors at hand")
+    _add_json(parser)
+
+
+PROBLEMS = {
+    "lstsq": Command(
+        "least squares of matrices in .npy files, with a certificate",
+        ("A", "B"),
+        _add_lstsq,
+        "A holds rows x columns, B a right side per row, or several as columns. A is mapped, not loaded: it "
+        "may be larger than memory.",
+    ),
+    "two-layer": Command(
+        "fit ReLU(A2 softmax(A1 x)) to B, matrices in .npy files",
+        ("A1", "A2", "B"),
+        _add_two_layer,
+        "Minimises 1/2 |ReLU(A2 softmax(A1 x)) - B|^2 + 1/2 |W * (A1 x)|^2, from x = 0; says why it ended.",
+    ),
+}
+
+COMMANDS: dict[str, Command | Group] = {
     "generate": Command(
         "continue a prompt",
         ("[MODEL]", "PROMPT"),
@@ -321,6 +396,7 @@ COMMANDS = {
         _add_train,
         "RECIPE is pico or pico-llama.",
     ),
+    "solve": Group("solve a regression problem, with a certificate", PROBLEMS),
 }
 
 

@@ -23,7 +23,9 @@ def run(arguments: argparse.Namespace) -> int:
     w = _weights(arguments.w)
     started = time.perf_counter()
     try:
-        found = two_layer(A1, A2, b, w, method=arguments.method, rng=arguments.seed)
+        found = two_layer(
+            A1, A2, b, w, method=arguments.method, rng=arguments.seed, threads=arguments.threads
+        )
     except UsageError as error:  # the options were checked when the line was read
         raise ModelError(f"{', '.join(map(str, paths))}: {error}") from None
     seconds = time.perf_counter() - started

@@ -15,7 +15,15 @@ from winnow.base.room import free_memory_bytes, quantity
 from winnow.kernels.row_sketch import open_passes
 from winnow.linalg.rows import DenseRows, OperatorRows, RowBlocks, Rows, SparseRows
 
-Matrix = np.ndarray | torch.Tensor | scipy.sparse.sparray | scipy.sparse.spmatrix | LinearOperator | RowBlocks
+Matrix = (
+    np.ndarray
+    | torch.Tensor
+    | list
+    | scipy.sparse.sparray
+    | scipy.sparse.spmatrix
+    | LinearOperator
+    | RowBlocks
+)
 Seed = int | np.integer | np.random.Generator | torch.Generator
 
 
@@ -59,7 +67,7 @@ def open_problem(a: Matrix, b: object, ridge: float | np.ndarray, threads: int) 
     return Problem(
         rows,
         columns,
-        _ridge(ridge, rows.shape[1]),
+        ridge_of(ridge, rows.shape[1]),
         right.ndim == 1,
         np.float32 if small else np.float64,
         is_torch,
@@ -157,7 +165,8 @@ def _check_shape(shape: tuple[int, ...]) -> None:
         raise UsageError(f"A is {shape[0]} x {shape[1]}, expected at least one row and one column.")
 
 
-def _ridge(ridge: float | np.ndarray, columns: int) -> np.ndarray:
+def ridge_of(ridge: float | np.ndarray, columns: int) -> Float64[np.ndarray, " D"]:
+    """Return the ridge of each column."""
     values = np.asarray(ridge, np.float64)
     if values.ndim > 1 or (values.ndim == 1 and len(values) != columns):
         raise UsageError(

@@ -1,8 +1,8 @@
 """Refine: conjugate gradients behind the triangle; what is reached is measured.   (floor 2 · linalg)
 
 With ``M = inv(R).T (A.T A + ridge) inv(R)`` near the identity, a few steps of conjugate gradients on M solve
-for the correction of x. Two such solves, each from a residual computed afresh, reach the backward error of a QR
-factorisation (after Epperly's SPIR; construction ours). Every step is one pass over the rows.
+for the correction of x. Two such solves, each from a residual computed afresh, reach the backward error of a
+QR factorisation (after Epperly's SPIR; construction ours). Every step is one pass over the rows.
 
 Certificate: for any x, ``|A x - b|^2 <= (1 + eps) min``, with ``q = stretch * |inv(R).T A.T r|`` and
 ``eps = q^2 / (|r|^2 - q^2)``. It holds if the sketch lengthened no vector of the range of A by more than
@@ -121,9 +121,9 @@ def _gradients(problem: Problem, triangle: Triangle, c: Vectors, is_done: Done) 
     of the rows)`.
     """
     y, gained = np.zeros(c.shape), np.zeros(len(c))
-    rows = np.flatnonzero(np.square(c).sum(axis=1) > 0)
+    rows: np.ndarray = np.flatnonzero(_squares(c) > 0)
     left, p = c[rows], c[rows]
-    squares = np.square(left).sum(axis=1)
+    squares = _squares(left)
     for _ in range(MOST_STEPS):
         if not len(rows):
             break
@@ -136,17 +136,24 @@ def _gradients(problem: Problem, triangle: Triangle, c: Vectors, is_done: Done) 
         y[rows] += step[:, None] * p
         gained[rows] += step * squares
         left = left - step[:, None] * m
-        before, squares = squares, np.square(left).sum(axis=1)
+        before = squares
+        squares = _squares(left)
         p = left + (squares / np.where(before > 0, before, 1.0))[:, None] * p
-        done = is_done(squares, gained[rows], rows) | (squares == 0) | (energy <= 0)
-        going = np.flatnonzero(~done & np.isfinite(squares))
-        rows, left, p, squares = rows[going], left[going], p[going], squares[going]
-    return np.where(np.isfinite(y).all(axis=1)[:, None], y, 0.0), gained
+        is_over: np.ndarray = is_done(squares, gained[rows], rows) | (squares == 0) | (energy <= 0)
+        going: np.ndarray = np.flatnonzero(np.isfinite(squares) & ~is_over)
+        rows, left, p = rows[going], left[going], p[going]
+        squares = squares[going]
+    y[~np.isfinite(y).all(axis=1)] = 0.0
+    return y, gained
+
+
+def _squares(vectors: Vectors) -> Numbers:
+    return np.square(vectors).sum(axis=1)
 
 
 def _certified(triangle: Triangle, point: Point) -> Numbers:
     w = triangle.solve_transposed(point.gradient)
-    return certificate(triangle, np.square(w).sum(axis=1), point.objective)
+    return certificate(triangle, _squares(w), point.objective)
 
 
 def is_exact(triangle: Triangle, point: Point) -> Bool[np.ndarray, " B"]:

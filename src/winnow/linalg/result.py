@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from winnow.linalg.triangle import Triangle
-
 Answer = np.ndarray | torch.Tensor
 
 
@@ -36,7 +34,7 @@ class Result:
     is_converged: bool
     message: str
     shape: tuple[int, int]
-    source: Triangle | Float64[np.ndarray, " D"]
+    spectrum: Float64[np.ndarray, " _"] | Float64[np.ndarray, "D D"]  # singular values, or what has them
 
     @property
     def residual(self) -> Float64[np.ndarray, " _"]:
@@ -50,7 +48,7 @@ class Result:
         Those of the sketch where the method is "sketch": within a factor of 1 +- sqrt(D / height). With a
         ridge, those of A stacked on its root.
         """
-        return self.source.singular_values() if isinstance(self.source, Triangle) else self.source
+        return self.spectrum if self.spectrum.ndim == 1 else np.linalg.svd(self.spectrum, compute_uv=False)
 
     def __iter__(self) -> Iterator[object]:
         """Yield x, residual, rank, s."""

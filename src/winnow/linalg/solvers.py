@@ -11,7 +11,7 @@ from winnow.linalg.cost import NONZEROS, sketch_height
 from winnow.linalg.gate import Problem, check_finite, check_memory
 from winnow.linalg.refine import certificate, evaluate, to_eps, to_rounding
 from winnow.linalg.result import Options, Result
-from winnow.linalg.rows import DenseRows, OperatorRows, RowBlocks, Sketch, SparseRows
+from winnow.linalg.rows import DenseRows, OperatorRows, RowBlocks, Rows, Sketch, SparseRows
 from winnow.linalg.triangle import EPS, Triangle, from_gram, from_sketch, triangle_of, truncated
 
 
@@ -20,9 +20,9 @@ def by_gram(problem: Problem, options: Options) -> Result:
     n, d = problem.rows.shape
     check_memory(5 * 8 * d * d, f"the Gram matrix of {d} columns")
     gram = problem.rows.gram()
-    if not np.isfinite(gram).all():
-        check_finite(problem.rows)
-    triangle = from_gram(gram, problem.ridge, open_passes(options.threads))
+    triangle = None
+    if np.isfinite(gram).all():
+        triangle = from_gram(gram, problem.ridge, open_passes(options.threads))
     if triangle is None:
         return by_sketch(problem, options) if n >= 2 * d else by_lapack(problem, options)
     triangle = _at_rank(triangle, (n, d), options)
@@ -55,7 +55,7 @@ def by_lapack(problem: Problem, options: Options) -> Result:
     """Solve by numpy.linalg.lstsq in float64, which copies A."""
     n, d = problem.rows.shape
     check_memory(8 * 3 * n * d, f"method 'lapack' for {n} x {d}")
-    a = _in_memory(problem)
+    a = in_memory(problem.rows)
     if not np.isfinite(a).all():
         check_finite(problem.rows)
     x, s, rank = _numpy(a, problem, options.rcond)
@@ -82,7 +82,7 @@ def by_lapack(problem: Problem, options: Options) -> Result:
         is_converged=options.eps is None or eps <= options.eps or rank < d,
         message=_of_rank(rank, d),
         shape=(n, d),
-        source=s,
+        spectrum=s,
     )
 
 
@@ -90,6 +90,8 @@ def _refined(
     problem: Problem, triangle: Triangle, start: Float64[np.ndarray, "B D"], options: Options, method: str
 ) -> Result:
     at = evaluate(problem, start)
+    if not (np.isfinite(at.squares).all() and np.isfinite(at.gradient).all()):
+        check_finite(problem.rows)
     if options.eps is None:
         reached = to_rounding(problem, triangle, at)
     else:
@@ -117,7 +119,7 @@ def _refined(
             filter(None, [_of_rank(triangle.rank, d), _of_end(reached.is_converged, eps, error, options)])
         ),
         shape=problem.rows.shape,
-        source=triangle,
+        spectrum=triangle.r,
     )
 
 
@@ -165,8 +167,9 @@ def _is_far(problem: Problem) -> bool:
     return isinstance(rows, DenseRows) and isinstance(rows.source, RowBlocks | np.memmap)
 
 
-def _in_memory(problem: Problem) -> Float64[np.ndarray, "N D"]:
-    rows = problem.rows
+def in_memory(rows: Rows) -> Float64[np.ndarray, "N D"]:
+    """Return the whole matrix as float64, itself where it is that; ResourceError where it does not fit."""
+    check_memory(8 * rows.shape[0] * rows.shape[1], f"a copy of {rows.shape[0]} x {rows.shape[1]}")
     if isinstance(rows, DenseRows):
         if isinstance(rows.source, np.ndarray):
             rows.passes += 1

@@ -76,7 +76,8 @@ class Triangle:
         a small factor. Costs a factorisation of [D, D] per vector, one of singular values for several.
         """
         size, far = np.linalg.norm(x, axis=1), np.sqrt(objective)
-        norms = np.linalg.norm(gradient, axis=1)
+        largest = np.abs(gradient).max(axis=1)  # squares of a gradient may leave the range where it does not
+        norms = largest * np.linalg.norm(gradient / np.where(largest > 0, largest, 1.0)[:, None], axis=1)
         found = np.zeros(len(x))
         scale = self.frobenius()
         for i in np.flatnonzero(norms > 0):
@@ -84,7 +85,8 @@ class Triangle:
                 found[i] = norms[i] / far[i] / scale
                 continue
             shift = far[i] / size[i]
-            found[i] = np.linalg.norm(self._damped(shift, gradient[i])) / size[i] / scale
+            unit = self._damped(shift, gradient[i] / largest[i])
+            found[i] = np.linalg.norm(unit) * (largest[i] / size[i]) / scale
         return found
 
     def _damped(self, shift: float, g: Float64[np.ndarray, " D"]) -> Float64[np.ndarray, " D"]:

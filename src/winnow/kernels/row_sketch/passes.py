@@ -14,7 +14,7 @@ from scipy.linalg import solve_triangular
 from winnow.base.errors import UsageError
 from winnow.kernels import native
 from winnow.kernels.choice import MAX_THREADS, isa_levels
-from winnow.kernels.row_sketch.reference import sketch_rows_reference
+from winnow.kernels.row_sketch.reference import sign_entries
 
 SEGMENT = 1024  # kSegment of rows.hpp
 TILE = 16  # kTile
@@ -70,8 +70,9 @@ class ReferencePasses:
         """Add ``signs @ a`` in tiles of columns."""
         padded = np.zeros((len(a), out.shape[0] * TILE))
         padded[:, : a.shape[1]] = a
-        found = sketch_rows_reference(padded, first, seed, nonzeros, out.shape[1])
-        out += found.reshape(out.shape[1], -1, TILE).transpose(1, 0, 2)
+        places, signs = sign_entries(seed, first, len(a), nonzeros, out.shape[1])
+        terms = signs[:, :, None, None] * padded.reshape(len(a), 1, -1, TILE)
+        np.add.at(out.transpose(1, 0, 2), places, terms)  # row after row onto what is there
 
     def gram(self, a: Rows, out: Float64[np.ndarray, "D D"]) -> None:
         """Add ``a.T @ a``."""
