@@ -32,6 +32,7 @@ VERBS = {
     "gradients",
     "attention",
     "privacy",
+    "two_layer",
 }
 VERB_FOLDERS = {"", "engine", "linalg", "search", "attention", "audit"}
 

@@ -20,6 +20,7 @@
     doctor.py      winnow doctor
     search.py      winnow search
     train.py       winnow train
+    two_layer.py   winnow solve two-layer
     solve.py       winnow solve
 
 Each command is a function ``run(arguments) -> exit code`` in the file of its name, imported when it is

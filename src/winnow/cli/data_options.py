@@ -29,6 +29,27 @@ def add_lstsq(parser: Parser) -> None:
     add_json(parser)
 
 
+def add_two_layer(parser: Parser) -> None:
+    """Add what `winnow solve two-layer` takes."""
+    add = parser.add_argument
+    add(
+        "--w",
+        default="0",
+        metavar="W",
+        help="weight of the logits: a number, or a .npy file of one per row (0)",
+    )
+    add(
+        "--method",
+        choices=("lm", "newton_cg", "full", "sketch", "w2"),  # linalg.two_layer.METHODS
+        default="lm",
+        help="lm (default) for any w; newton_cg for many columns; sketch and w2 for a large w",
+    )
+    add("--seed", type=seed, default=0, metavar="S", help="of the rows that are sampled (0)")
+    add("--out", type=Path, metavar="X.npy", help="write x there; default: print it")
+    add("--threads", type=positive, metavar="N", help="default: the processors at hand")
+    add_json(parser)
+
+
 def add_search(parser: Parser) -> None:
     """Add what `winnow search` takes."""
     add = parser.add_argument

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from winnow.cli.data_options import add_lstsq, add_search
+from winnow.cli.data_options import add_lstsq, add_search, add_two_layer
 from winnow.cli.line import Command, Group, read_line
 from winnow.cli.model_options import (
     add_bench,
@@ -25,6 +25,12 @@ PROBLEMS = {
         add_lstsq,
         "A holds rows x columns, B a right side per row, or several as columns. A is mapped, not loaded: it "
         "may be larger than memory.",
+    ),
+    "two-layer": Command(
+        "fit ReLU(A2 softmax(A1 x)) to B, matrices in .npy files",
+        ("A1", "A2", "B"),
+        add_two_layer,
+        "Minimises 1/2 |ReLU(A2 softmax(A1 x)) - B|^2 + 1/2 |W * (A1 x)|^2, from x = 0; says why it ended.",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""winnow solve: least squares of matrices in files.   (floor 8 · cli)"""
+"""winnow solve: regressions of matrices in files.   (floor 8 · cli)"""
 
 import argparse
 import time
@@ -8,6 +8,7 @@ import numpy as np
 
 from winnow.base.errors import ModelError, UsageError
 from winnow.base.files import replacing
+from winnow.cli import two_layer
 from winnow.cli.failures import say
 from winnow.cli.show import show_json, show_pairs
 from winnow.linalg import Result, lstsq
@@ -17,7 +18,7 @@ SHOWN = 10  # numbers of x that are printed for people
 
 def run(arguments: argparse.Namespace) -> int:
     """Solve the problem that the second word names."""
-    problems = {"lstsq": _lstsq}
+    problems = {"lstsq": _lstsq, "two-layer": two_layer.run}
     return problems[arguments.choice](arguments)
 
 
