@@ -13,7 +13,7 @@ assumptions.py   whether the local theorem applies
 descent.py       steps, why they end, the line search
 region.py corners.py   the best step within a radius; descent where outputs switch
 sampling.py      a few rows of A1 in place of all, by their leverage
-damped.py full.py fixed.py sketch.py newton_cg.py   the methods lm, full, w2, sketch, newton_cg
+damped.py full.py sketch.py newton_cg.py   the methods lm, full and w2, sketch, newton_cg
 solve.py         two_layer
 """
 

@@ -13,8 +13,7 @@ from winnow.base.rng import SEED_LIMIT
 from winnow.linalg.two_layer.assumptions import Assumptions, assumptions_at
 from winnow.linalg.two_layer.damped import Damped
 from winnow.linalg.two_layer.descent import Options, Step
-from winnow.linalg.two_layer.fixed import FixedWeights
-from winnow.linalg.two_layer.full import Full
+from winnow.linalg.two_layer.full import FixedWeights, Full
 from winnow.linalg.two_layer.newton_cg import NewtonCg
 from winnow.linalg.two_layer.problem import Point, checked_problem, real_array
 from winnow.linalg.two_layer.sketch import Sketched
