@@ -77,7 +77,9 @@ def test_a_person_reads_the_recall_and_the_first_pairs(files, vectors: np.ndarra
 def test_what_is_off_is_one_line_and_a_code(files, tmp_path, monkeypatch, capsys, words, code, told):
     monkeypatch.chdir(tmp_path)
     Path("text.npy").write_text("no array", encoding="utf-8")
-    np.save("objects.npy", np.array([{"a": 1}], dtype=object))
+    with Path("objects.npy").open("wb") as file:  # an array of Python objects, as its header says
+        header = {"descr": "|O", "fortran_order": False, "shape": (1, 1)}
+        np.lib.format.write_array_header_1_0(file, header)
     assert main(["search", *words]) == code
     said = capsys.readouterr().err.strip()
     assert told in said
