@@ -300,12 +300,7 @@ def _add_train(parser: Parser) -> None:
 
 def _add_lstsq(parser: Parser) -> None:
     add = parser.add_argument
-    add(
-        "--eps",
-        type=_above_zero,
-        metavar="E",
-        help="certify |A x - b|^2 <= (1 + E) min; default: to rounding",
-    )
+    add("--eps", type=_above_zero, metavar="E", help="certify |A x - b|^2 <= (1 + E) min; default: rounding")
     add("--ridge", type=_not_negative, default=0.0, metavar="R", help="minimise |A x - b|^2 + R |x|^2 (0)")
     add(
         "--method",
@@ -320,19 +315,12 @@ def _add_lstsq(parser: Parser) -> None:
 
 
 def _add_two_layer(parser: Parser) -> None:
-    add = parser.add_argument
-    add(
-        "--w",
-        default="0",
-        metavar="W",
-        help="weight of the logits: a number, or a .npy file of one per row (0)",
-    )
-    add(
-        "--method",
-        choices=("lm", "newton_cg", "full", "sketch", "w2"),  # linalg.two_layer.METHODS
-        default="lm",
-        help="lm (default) for any w; newton_cg for many columns; sketch and w2 for a large w",
-    )
+    add, methods = (
+        parser.add_argument,
+        ("lm", "newton_cg", "full", "sketch", "w2"),
+    )  # linalg.two_layer.METHODS
+    add("--w", default="0", metavar="W", help="weight of the logits: a number, or a .npy file (0)")
+    add("--method", choices=methods, default="lm", help="lm (default) for any w; sketch and w2 for a large w")
     add("--seed", type=_seed, default=0, metavar="S", help="of the rows that are sampled (0)")
     add("--out", type=Path, metavar="X.npy", help="write x there; default: print it")
     add("--threads", type=_positive, metavar="N", help="default: the processors at hand")
