@@ -11,8 +11,8 @@ import pytest
 from tests.linalg.two_layer.cases import everyday, somewhere
 from winnow.linalg.two_layer import METHODS, two_layer
 from winnow.linalg.two_layer.damped import logit_basis
+from winnow.linalg.two_layer.descent import best_within
 from winnow.linalg.two_layer.problem import checked_problem
-from winnow.linalg.two_layer.region import best_within
 
 EVERY = sorted(METHODS)
 
@@ -172,11 +172,11 @@ import sys
 import numpy as np
 from winnow.linalg import two_layer
 draws = np.random.default_rng(0)
-for rows, columns, outputs in ((3001, 41, 5), (997, 13, 30)):
+for rows, columns, outputs in ((20001, 41, 10), (997, 13, 30)):
     A1, A2 = draws.normal(size=(rows, columns)), draws.normal(size=(outputs, rows))
     b, x0 = np.abs(draws.normal(size=outputs)), 0.1 * draws.normal(size=columns)
     for method in ("lm", "newton_cg", "full", "sketch", "w2"):
-        found = two_layer(A1, A2, b, 0.1, x0=x0, method=method, max_steps=8, threads=int(sys.argv[1]))
+        found = two_layer(A1, A2, b, 0.1, x0=x0, method=method, max_steps=4, threads=int(sys.argv[1]))
         print(found.x.tobytes().hex())
 """
 

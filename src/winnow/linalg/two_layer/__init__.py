@@ -10,8 +10,8 @@ products.py      everything that reads A1 or A2, in one order of summation
 problem.py       the loss and its derivatives in closed form; what is refused
 kinks.py         where an output of the ReLU switches
 assumptions.py   whether the local theorem applies
-descent.py       steps, why they end, the line search
-region.py corners.py   the best step within a radius; descent where outputs switch
+descent.py       steps, why they end, the line search, the best step within a radius
+corners.py       descent where outputs with negative targets switch
 sampling.py      a few rows of A1 in place of all, by their leverage
 damped.py full.py sketch.py newton_cg.py   the methods lm, full and w2, sketch, newton_cg
 solve.py         two_layer

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int64
 
-from winnow.linalg.two_layer.descent import NOISE
+from winnow.linalg.two_layer.descent import NOISE, best_within
 from winnow.linalg.two_layer.kinks import generalised, nearest_kinks
 from winnow.linalg.two_layer.problem import Point
-from winnow.linalg.two_layer.region import best_within
 
 MOST_SLIDES = 60
 INSIDE = 1e-9  # of [0, 1]: nearer to its ends counts as at them

@@ -19,6 +19,7 @@ from winnow.linalg.two_layer.descent import (
     Options,
     Run,
     Step,
+    best_within,
     cornered,
     finished,
     is_over,
@@ -26,7 +27,6 @@ from winnow.linalg.two_layer.descent import (
     step_between,
 )
 from winnow.linalg.two_layer.problem import Point, Problem
-from winnow.linalg.two_layer.region import best_within
 
 FIRST_RADIUS = 1.0  # logits, root mean square
 SMALLEST_RADIUS = 1e-13
