@@ -43,7 +43,6 @@ SKETCHED = {
     "tensor": Case(poly_sketch(2, 61, "tensor", rng=3, bias=1.0)),
     "product": Case(poly_sketch(2, 63, "product", rng=3, bias=1.0)),
     "nonnegative": Case(poly_sketch(4, 64, "nonnegative", rng=3, bias=1.0)),
-    "debiased": Case(poly_sketch(4, 400, "debiased", rng=3, bias=1.0)),
 }
 CASES = EXACT | SKETCHED
 

@@ -16,7 +16,7 @@ from winnow.base.rng import generator
 
 EVERY = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 BOTH = pytest.mark.parametrize("causal", [True, False], ids=["causal", "all"])
-DIRECT = ["product", "debiased", "tensor"]  # whose weights can be negative
+DIRECT = ["product", "tensor"]  # whose weights can be negative
 
 
 def close(a, b, within=2e-5):
@@ -268,7 +268,7 @@ def test_autocast_does_not_round_the_sums(case):
 
 def test_same_seed_same_bits(rng):
     q, k, v = operands(rng, spread=0.3)
-    for kind in ("tensor", "product", "nonnegative", "debiased"):
+    for kind in ("tensor", "product", "nonnegative"):
         made = [poly_sketch(4, 64, kind, rng=seed, bias=1.0)(q, k, v) for seed in (7, 7, 8)]
         drawn = [poly_sketch(4, 64, kind, rng=generator(7), bias=1.0)(q, k, v) for _ in range(2)]
         assert torch.equal(made[0], made[1])
@@ -283,7 +283,7 @@ def test_error_falls_with_degree(rng):
     assert all(after < 0.6 * before for before, after in itertools.pairwise(errors)), errors
 
 
-@pytest.mark.parametrize("kind", ["tensor", "product", "debiased"])
+@pytest.mark.parametrize("kind", ["tensor", "product"])
 def test_error_falls_with_size(kind, rng):
     q, k, v = operands(rng, batch=1, heads=(1, 1), n_queries=31, n_keys=31, dtype=torch.float64, spread=0.5)
     exact = polynomial(4, 1.0)(q, k, v, causal=False)
@@ -307,7 +307,7 @@ def test_the_stated_bound_of_taylor_holds_in_200_draws():
         off = (taylor(degree)(q, k, v, causal=False) - exact).abs().amax((1, 2, 3))
         within = off <= 2 * eps / (1 - eps) * v.abs().amax((1, 2, 3))
         assert bool(within[eps < 1].all())
-        assert int((eps < 1).sum()) > {2: 5, 4: 50, 6: 100}[degree]  # the bound says something
+        assert int((eps < 1).sum()) > {2: 60, 4: 170, 6: 190}[degree]  # the bound says something
 
 
 WRONG = {

@@ -19,8 +19,10 @@ fixed_state.py   any features as a kind
 kinds.py         the makers
 module.py        a layer of a network
 one_pass/        which positions stand out, in one pass
+choosing.py      which degree a context needs
 """
 
+from winnow.attention.choosing import Needle, Separation, finds_needle, min_poly_degree, separation_probe
 from winnow.attention.contract import Kind, State
 from winnow.attention.exact import softmax
 from winnow.attention.kinds import linear, poly_sketch, polynomial, taylor
@@ -30,10 +32,15 @@ __all__ = [
     "Attention",
     "AttentionSizes",
     "Kind",
+    "Needle",
+    "Separation",
     "State",
+    "finds_needle",
     "linear",
+    "min_poly_degree",
     "poly_sketch",
     "polynomial",
+    "separation_probe",
     "softmax",
     "taylor",
 ]

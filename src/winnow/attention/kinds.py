@@ -15,17 +15,16 @@ import torch
 from winnow.attention.features import AngleFeatures, EluFeatures
 from winnow.attention.fixed_state import FeatureAttention
 from winnow.attention.series import check_bias, check_even, power_features, taylor_features
-from winnow.attention.sketches import DebiasedFeatures, NonnegativeFeatures, ProductFeatures, TensorFeatures
+from winnow.attention.sketches import NonnegativeFeatures, ProductFeatures, TensorFeatures
 from winnow.base.errors import UsageError
+from winnow.base.rng import keyed
 
 LINEAR = {"elu": EluFeatures, "degree-1": AngleFeatures}
 SKETCHES = {
     "tensor": TensorFeatures,
     "product": ProductFeatures,
     "nonnegative": NonnegativeFeatures,
-    "debiased": DebiasedFeatures,
 }
-DEBIASED_DEGREE = 4
 
 
 def linear(feature: Literal["elu", "degree-1"] = "elu") -> FeatureAttention:
@@ -64,18 +63,18 @@ def taylor(degree: int) -> FeatureAttention:
 def poly_sketch(
     degree: int,
     size: int,
-    kind: Literal["tensor", "product", "nonnegative", "debiased"] = "tensor",
+    kind: Literal["tensor", "product", "nonnegative"] = "tensor",
     *,
     rng: torch.Generator | int,
     bias: float = 0.0,
 ) -> FeatureAttention:
     """Return attention whose weights estimate (bias + scale * q . k) ** degree with `size` features.
 
-    Each weight's mean and variance over the seeds stand in `winnow.attention.sketches`: the error falls as
-    1 / sqrt(size). "tensor" and "product" are unbiased, but single weights can be negative and an output is
-    then no mean of values; "nonnegative" never is, and smears the attention; "debiased" (degree 4) takes that
-    back at E^2 / 2 features more. `rng` is a seed, or a stream from which one is drawn. Raises UsageError for
-    odd degrees, and for a size of "nonnegative" or "debiased" that is no square.
+    Each weight's mean and variance over the seeds stand in `winnow.attention.sketches`: the error falls as 1
+    / sqrt(size). "tensor" and "product" are unbiased, but single weights can be negative and an output is
+    then no mean of values; "nonnegative" never is, and smears the attention. `rng` is a seed, or a stream
+    from which one is drawn. Raises UsageError for odd degrees, and for a size of "nonnegative" that is no
+    square.
     """
     check_even("poly_sketch", degree)
     check_bias(bias)
@@ -83,9 +82,8 @@ def poly_sketch(
         raise UsageError(f"kind is {kind!r}; expected one of {', '.join(SKETCHES)}.")
     if size < 1:
         raise UsageError(f"size is {size}; expected at least 1 feature.")
-    if kind in ("nonnegative", "debiased") and (root := round(size**0.5)) ** 2 != size:
-        raise UsageError(f"size is {size}; {kind} needs a square such as {max(root, 1) ** 2}.")
-    if kind == "debiased" and degree != DEBIASED_DEGREE:
-        raise UsageError(f"degree is {degree}; the bias is known for degree {DEBIASED_DEGREE} only.")
+    if kind == "nonnegative" and (root := round(size**0.5)) ** 2 != size:
+        raise UsageError(f"size is {size}; nonnegative needs a square such as {max(root, 1) ** 2}.")
     seed = rng if isinstance(rng, int) else int(torch.randint(2**62, (), generator=rng, device=rng.device))
+    keyed(seed, 0)  # refuses a seed out of range here rather than at the first key
     return FeatureAttention(SKETCHES[kind](degree, size, seed, float(bias)))
