@@ -1,4 +1,4 @@
-"""Fixed state: how far a million bfloat16 tokens move a state from its float64 twin; bytes and errors per kind.
+"""Fixed state: how far a million bfloat16 tokens move a state from its float64 twin; bytes and errors.
 
     python -m benchmarks.fixed_state [--tokens N] [--out NAME]
 
