@@ -19,7 +19,7 @@ BOTH = pytest.mark.parametrize("causal", [True, False], ids=["causal", "all"])
 DIRECT = ["product", "tensor"]  # whose weights can be negative
 
 
-def close(a, b, within=2e-5):
+def assert_near(a, b, within=2e-5):
     torch.testing.assert_close(a, b, atol=within, rtol=within)
 
 
@@ -47,16 +47,16 @@ def test_exact_when_compared_with_its_definition(case, causal, n_queries, n_keys
     q, k, v = operands(rng, **sizes, dtype=torch.float64)
     scale = case.scale_at(5)
     wanted = attend_reference(case.definition(), q, k, v, causal=causal, scale=scale)
-    close(case.kind(q, k, v, causal=causal), wanted, 1e-8)
+    assert_near(case.kind(q, k, v, causal=causal), wanted, 1e-8)
     wanted = attend_reference(case.definition(), q, k, v, causal=causal, scale=0.31)
-    close(case.kind(q, k, v, causal=causal, scale=0.31), wanted, 1e-8)
+    assert_near(case.kind(q, k, v, causal=causal, scale=0.31), wanted, 1e-8)
 
 
 @EVERY
 def test_float32_is_as_exact_as_float32_can_be(case, rng):
     q, k, v = fixed(case)
     wanted = attend_reference(case.definition(), q.double(), k.double(), v.double(), scale=case.scale_at(5))
-    close(case.kind(q, k, v).double(), wanted, 1e-4)
+    assert_near(case.kind(q, k, v).double(), wanted, 1e-4)
 
 
 @EVERY
@@ -82,7 +82,9 @@ def test_a_kind_that_says_it_is_not_convex_can_leave_the_hull(name):
 def test_permuting_keys_changes_nothing(case, rng):
     q, k, v = fixed(case)
     order = torch.randperm(71, generator=rng)
-    close(case.kind(q, k[:, :, order], v[:, :, order], causal=False), case.kind(q, k, v, causal=False), 1e-4)
+    assert_near(
+        case.kind(q, k[:, :, order], v[:, :, order], causal=False), case.kind(q, k, v, causal=False), 1e-4
+    )
 
 
 @EVERY
@@ -116,16 +118,16 @@ def test_keeps_dtype_and_device(case, dtype):
     assert state.read(q).dtype == dtype
     # Half-precision inputs lose their own rounding, nothing more: sums are float32.
     wanted = case.kind(q.double(), k.double(), v.double())
-    close(out.double(), wanted, {torch.bfloat16: 2e-2, torch.float16: 3e-3}.get(dtype, 1e-4))
+    assert_near(out.double(), wanted, {torch.bfloat16: 2e-2, torch.float16: 3e-3}.get(dtype, 1e-4))
 
 
 @EVERY
 def test_survives_equal_scores_and_minus_inf(case):
     v = torch.randn(1, 1, 9, 3, generator=generator(2))
     same = torch.ones(1, 1, 9, 4)
-    close(case.kind(same, same, v, causal=False), v.mean(2, keepdim=True).expand(1, 1, 9, 3), 1e-4)
+    assert_near(case.kind(same, same, v, causal=False), v.mean(2, keepdim=True).expand(1, 1, 9, 3), 1e-4)
     zero = torch.zeros(1, 1, 9, 4)
-    close(case.kind(zero, zero, v, causal=False), v.mean(2, keepdim=True).expand(1, 1, 9, 3), 1e-4)
+    assert_near(case.kind(zero, zero, v, causal=False), v.mean(2, keepdim=True).expand(1, 1, 9, 3), 1e-4)
     hidden = torch.zeros(1, 9, dtype=torch.bool)  # every score is minus infinity
     assert torch.equal(case.kind(same, same, v, mask=hidden), torch.zeros(1, 1, 9, 3))
     assert bool(torch.isfinite(case.kind(100 * same, -100 * same, v)).all())
@@ -138,13 +140,13 @@ def test_chunks_agree_with_token_by_token(case, step):
     mask = torch.rand(2, 71, generator=generator(5)) > 0.2
     mask[:, 0] = True
     ends = [min(at + step, 71) - 1 for at in range(0, 71, step)]
-    close(streamed(case.kind, q, k, v, mask, step), case.kind(q, k, v, mask=mask)[:, :, ends])
+    assert_near(streamed(case.kind, q, k, v, mask, step), case.kind(q, k, v, mask=mask)[:, :, ends])
 
 
 @EVERY
 def test_fewer_queries_stand_at_the_end(case):
     q, k, v = fixed(case)
-    close(case.kind(q[:, :, 50:], k, v), case.kind(q, k, v)[:, :, 50:])
+    assert_near(case.kind(q[:, :, 50:], k, v), case.kind(q, k, v)[:, :, 50:])
 
 
 @EVERY
@@ -158,13 +160,13 @@ def test_padding_equals_shorter_input(case, causal, side):
     for x in (k, v):
         x.masked_fill_(~mask[:, None, :, None], torch.nan)  # what stands in padding has no effect
     found = case.kind(q, k, v, causal=causal, mask=mask)[:, :, real]
-    close(found, case.kind(q[:, :, real], k[:, :, real], v[:, :, real], causal=causal))
+    assert_near(found, case.kind(q[:, :, real], k[:, :, real], v[:, :, real], causal=causal))
 
 
 @EVERY
 def test_sequences_of_a_batch_do_not_meet(case):
     q, k, v = fixed(case)
-    close(case.kind(q, k, v)[1:], case.kind(q[1:], k[1:], v[1:]), 1e-6)
+    assert_near(case.kind(q, k, v)[1:], case.kind(q[1:], k[1:], v[1:]), 1e-6)
 
 
 @EVERY
@@ -172,7 +174,7 @@ def test_sequences_of_a_batch_do_not_meet(case):
 def test_gqa_equals_repeated_heads(case, causal):
     q, k, v = fixed(case)
     many = (x.repeat_interleave(2, dim=1) for x in (k, v))
-    close(case.kind(q, k, v, causal=causal), case.kind(q, *many, causal=causal), 1e-5)
+    assert_near(case.kind(q, k, v, causal=causal), case.kind(q, *many, causal=causal), 1e-5)
 
 
 @EVERY
@@ -212,13 +214,13 @@ def test_merged_shards_equal_the_whole(case):
     one, two, three = shards
     before = one.read(q)
     left, right = one.merge(two).merge(three), one.merge(two.merge(three))
-    close(left.read(q), whole.read(q))
-    close(right.read(q), whole.read(q))
+    assert_near(left.read(q), whole.read(q))
+    assert_near(right.read(q), whole.read(q))
     assert left.seen == right.seen == 71
     assert torch.equal(one.read(q), before)
     empty = case.kind.start(2, 2, 5, 3)
-    close(empty.merge(whole).read(q), whole.read(q))
-    close(whole.merge(empty).read(q), whole.read(q))
+    assert_near(empty.merge(whole).read(q), whole.read(q))
+    assert_near(whole.merge(empty).read(q), whole.read(q))
 
 
 @EVERY

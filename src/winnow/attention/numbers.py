@@ -23,7 +23,7 @@ def exactly(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-def grouped(q: Float[Tensor, "B H T E"], n_kv_heads: int) -> Float[Tensor, "B K G_heads T E"]:
+def grouped(q: Float[Tensor, "B H T E"], n_kv_heads: int) -> Float[Tensor, "B K group T E"]:
     """Return the query heads by the kv head that they share."""
     return q.unflatten(1, (n_kv_heads, -1))
 

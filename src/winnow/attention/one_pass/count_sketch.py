@@ -3,7 +3,7 @@
     table[r, bucket_r(i)] += sign_r(i) * y_i        estimate_i = median over r of sign_r(i) * table[r,
     bucket_r(i)]
 
-For n entries in C columns with `n_rows` of O(log(n / delta)) rows, width 12 k / eps: with probability 1 -
+For n entries in M columns with `n_rows` of O(log(n / delta)) rows, width 12 k / eps: with probability 1 -
 delta every estimate is within sqrt(eps / k) of the norm of all but the k largest entries, up to a constant.
 The dyadic sketch keeps one such table per level of blocks of 1, 2, 4 ... positions, with the signs of the
 single positions, so that the square of a bucket estimates the energy of a block: large entries are found
@@ -51,9 +51,9 @@ class SketchOptions:
 @final
 @dataclass
 class CountSketch:
-    """One table: ``4 * n_rows * width * C`` bytes, whatever the number of positions."""
+    """One table: ``4 * n_rows * width * M`` bytes, whatever the number of positions."""
 
-    table: Float[Tensor, "rows width C"]
+    table: Float[Tensor, "rows width M"]
     hashing: Hashing
     block_bits: int = 0  # positions >> block_bits share a bucket
     end: int = 0  # one more than the last position seen
@@ -73,7 +73,7 @@ class CountSketch:
         """Bytes of table and hashing."""
         return self.table.nbytes + self.hashing.coefficients.nbytes
 
-    def add(self, positions: Int64[Tensor, " N"], y: Float[Tensor, "N C"]) -> None:
+    def add(self, positions: Int64[Tensor, " N"], y: Float[Tensor, "N M"]) -> None:
         """Add the rows of `y` at their positions; sums are float32, in the order given."""
         check_positions(positions)
         if y.shape != (len(positions), self.table.shape[2]):
@@ -85,11 +85,11 @@ class CountSketch:
         if len(positions):
             self.end = max(self.end, int(positions.max()) + 1)
 
-    def estimates(self, positions: Int64[Tensor, " N"]) -> Float[Tensor, "N C"]:
+    def estimates(self, positions: Int64[Tensor, " N"]) -> Float[Tensor, "N M"]:
         """Return the median estimate of the rows at `positions`."""
         return (self._buckets(positions) * self.hashing.signs(positions)[..., None]).median(dim=0).values
 
-    def energies(self, blocks: Int64[Tensor, " N"]) -> Float[Tensor, "N C"]:
+    def energies(self, blocks: Int64[Tensor, " N"]) -> Float[Tensor, "N M"]:
         """Return the estimated sum of squares of each block ``position >> block_bits``.
 
         The mean over the rows: two large entries of one block cancel in every second row, a median would
@@ -97,11 +97,11 @@ class CountSketch:
         """
         return self._buckets(blocks << self.block_bits).square().mean(dim=0)
 
-    def norms(self) -> Float[Tensor, " C"]:
+    def norms(self) -> Float[Tensor, " M"]:
         """Return the estimated Euclidean norm of each column: the median over the rows of the table's."""
         return self.table.norm(dim=1).median(dim=0).values
 
-    def without(self, positions: Int64[Tensor, "N C"], values: Float[Tensor, "N C"]) -> "CountSketch":
+    def without(self, positions: Int64[Tensor, "N M"], values: Float[Tensor, "N M"]) -> "CountSketch":
         """Return the sketch of what is left when in each column its own entries are taken away."""
         rest = CountSketch(self.table.clone(), self.hashing, self.block_bits, self.end)
         for column in range(positions.shape[1]):
@@ -154,12 +154,12 @@ class DyadicSketch:
         """Bytes of all levels."""
         return sum(level.n_bytes for level in self.levels)
 
-    def add(self, positions: Int64[Tensor, " N"], y: Float[Tensor, "N C"]) -> None:
+    def add(self, positions: Int64[Tensor, " N"], y: Float[Tensor, "N M"]) -> None:
         """Add the rows of `y` to every level."""
         for level in self.levels:
             level.add(positions, y)
 
-    def candidates(self, k: int) -> Int64[Tensor, "N C"]:
+    def candidates(self, k: int) -> Int64[Tensor, "N M"]:
         """Return for each column positions among which its k largest entries are.
 
         From the top level down, each column keeps the 4 k blocks of most energy and halves them.

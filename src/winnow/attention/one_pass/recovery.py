@@ -26,10 +26,10 @@ SCAN_POSITIONS = 16_384  # estimated at once
 class Recovered:
     """The k entries of each column with the largest estimates, in descending order of size."""
 
-    positions: Int64[Tensor, "k C"]
-    values: Float[Tensor, "k C"]
-    certificate: Float[Tensor, " C"]  # estimated norm of what is left out
-    tail_ratio: Float[Tensor, " C"]  # certificate over the estimated norm of the column
+    positions: Int64[Tensor, "k M"]
+    values: Float[Tensor, "k M"]
+    certificate: Float[Tensor, " M"]  # estimated norm of what is left out
+    tail_ratio: Float[Tensor, " M"]  # certificate over the estimated norm of the column
 
 
 def recover(sketch: CountSketch | DyadicSketch, k: int, *, tail_limit: float = 0.7) -> Recovered:
