@@ -24,14 +24,14 @@ TRIALS = 400
 PICTURE = ROOT / "docs/separation.svg"
 
 
-def rows_of(needle: Needle) -> list[dict]:
+def rows_of(needle: Needle, log2_lengths: Sequence[int] = LOG2_LENGTHS, trials: int = TRIALS) -> list[dict]:
     """Return one row per length: what each degree and softmax attention make of the needle."""
     signal, noise = needle.shown**2 + needle.b**2 + needle.c**2, needle.c**2
     rows = []
-    for log2_n in LOG2_LENGTHS:
+    for log2_n in log2_lengths:
         n = 2**log2_n
-        cells = {degree: separation_probe(degree, n, needle, trials=TRIALS, rng=0) for degree in DEGREES}
-        exp = separation_probe("exp", n, needle, trials=TRIALS, rng=0)
+        cells = {degree: separation_probe(degree, n, needle, trials=trials, rng=0) for degree in DEGREES}
+        exp = separation_probe("exp", n, needle, trials=trials, rng=0)
         first = min((d for d, cell in cells.items() if cell.margin > 0), default=None)
         foretold = min_poly_degree(n, signal, noise, needle.found_above)
         rows.append(

@@ -68,6 +68,16 @@ def test_dyadic_levels_find_the_same_without_a_scan(seed):
     assert len(sketch.candidates(K)) == 4 * K  # of 20,000 positions
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_large_neighbours_do_not_hide_each_other_in_their_block(seed):
+    y = torch.randn(20_000, 1, generator=generator(seed)) / 20_000**0.5
+    where = [at + step for at in range(1000, 20_000, 2000) for step in (0, 1)]
+    y[where] = 1.0
+    sketch = DyadicSketch.empty(SketchOptions(K), 1, seed=seed, n_positions=20_000)
+    sketch.add(torch.arange(20_000), y)
+    assert sorted(recover(sketch, K).positions[:, 0].tolist()) == where
+
+
 def test_dense_columns_are_refused(rng):
     y = torch.randn(5000, 2, generator=rng)
     y[7, 0] = 500.0  # the first column is sparse, the second is not

@@ -1,5 +1,7 @@
 """Sketches: means and variances over 2,000 seeds are those of the closed forms, biases included."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -51,6 +53,25 @@ def test_tensor_is_unbiased_with_the_stated_variance(degree, size):
     variance = float(tensor_variance(Q, K, degree, size))
     check_variance(weights, variance, 0.1)
     assert variance <= (2 + 3**degree) / size * N**degree
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_variance_of_tensor_is_exact_over_all_hashes(size):
+    # Two coordinates, two factors: every choice of buckets and signs can be tried.
+    q, k = Q[:2], K[:2]
+    found = []
+    for buckets in itertools.product(range(size), repeat=4):
+        for signs in itertools.product((-1.0, 1.0), repeat=4):
+            sketches = torch.zeros(2, 2, size, dtype=torch.float64)  # of q and k, one per factor
+            for x, sketch in zip((q, k), sketches, strict=True):
+                for i, (bucket, sign) in enumerate(zip(buckets, signs, strict=True)):
+                    sketch[i // 2, bucket] += sign * x[i % 2]
+            one, two = torch.fft.fft(sketches).prod(dim=1)
+            found.append(float((torch.fft.ifft(one).real * torch.fft.ifft(two).real).sum()))
+    weights = torch.tensor(found, dtype=torch.float64)
+    assert float(weights.mean()) == pytest.approx(float(q @ k) ** 2, rel=1e-9)
+    variance = float(tensor_variance(q, k, 2, size))
+    assert float(weights.var(correction=0)) == pytest.approx(variance, rel=1e-9)
 
 
 def test_nonnegative_is_lifted_by_the_variance_of_its_root():
