@@ -35,6 +35,8 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name == "__version__":
         return importlib.import_module("winnow.cli.version").version()
+    if name == "attention":
+        return importlib.import_module("winnow.attention")
     if name not in _HOMES:
         raise AttributeError(f"module 'winnow' has no attribute {name!r}; it offers {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,101 @@
+"""Gate: what comes in is checked once, here; all behind it trusts.   (floor 4 · attention)
+
+Padding is set to zero at the gate, so that whatever stood there, not-a-number included, has no effect.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from winnow.base.errors import UsageError
+
+
+def check_sizes(batch: int, n_kv_heads: int, key_width: int, value_width: int) -> None:
+    """Raise UsageError unless all four sizes of a state are positive."""
+    sizes = {"batch": batch, "n_kv_heads": n_kv_heads, "key_width": key_width, "value_width": value_width}
+    for name, size in sizes.items():
+        if size < 1:
+            raise UsageError(f"{name} is {size}; expected at least 1.")
+
+
+def check_queries(q: Float[Tensor, "B H T E"], batch: int, n_kv_heads: int, width: int) -> None:
+    """Raise UsageError unless `q` can be asked of keys [batch, n_kv_heads, ..., width]."""
+    _check_tensor("q", q, "B H T E")
+    if q.shape[0] != batch:
+        raise UsageError(f"q has batch {q.shape[0]}, the keys have {batch}; expected equal batches.")
+    if q.shape[3] != width:
+        raise UsageError(f"q has head width {q.shape[3]}, k has {width}; expected equal widths.")
+    if q.shape[1] % n_kv_heads:
+        raise UsageError(
+            f"q has {q.shape[1]} heads, k has {n_kv_heads}; expected a multiple. Repeat or drop query heads."
+        )
+
+
+def gated_keys(
+    k: Float[Tensor, "B K T E"], v: Float[Tensor, "B K T E_v"], mask: Bool[Tensor, "B T"] | None
+) -> tuple[Float[Tensor, "B K T E"], Float[Tensor, "B K T E_v"]]:
+    """Return `k` and `v` with padding zeroed; raise UsageError where they or `mask` do not fit together."""
+    _check_floats("k", k, "B K T E")
+    _check_floats("v", v, "B K T E_v")
+    if k.shape[:3] != v.shape[:3]:
+        raise UsageError(
+            f"k is {tuple(k.shape)}, v is {tuple(v.shape)}; expected the same batch, kv heads and positions."
+        )
+    if k.device != v.device:
+        raise UsageError(f"k lies on {k.device}, v on {v.device}; move one to the other's device.")
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            raise UsageError(f"mask is {mask.dtype}; expected torch.bool, True at real tokens.")
+        if mask.shape != (k.shape[0], k.shape[2]):
+            raise UsageError(
+                f"mask is {tuple(mask.shape)}; expected {(k.shape[0], k.shape[2])}, a row of positions per "
+                "sequence."
+            )
+        padding = ~mask[:, None, :, None]
+        k, v = k.masked_fill(padding, 0), v.masked_fill(padding, 0)
+    _check_finite("k", k)
+    _check_finite("v", v)
+    return k, v
+
+
+def check_causal(n_queries: int, n_keys: int) -> None:
+    """Raise UsageError when causal queries outnumber the keys at whose end they stand."""
+    if n_queries > n_keys:
+        raise UsageError(
+            f"{n_queries} causal queries, {n_keys} keys; expected at most as many queries as keys, at whose "
+            "end they stand. Pass causal=False, or all keys."
+        )
+
+
+def checked_scale(scale: float | None, default: float) -> float:
+    """Return the scale to use; raises UsageError unless it is a finite number."""
+    found = default if scale is None else scale
+    if not math.isfinite(found):
+        raise UsageError(f"scale is {found}; expected a finite number, or None for {default:.4g}.")
+    return found
+
+
+def _check_tensor(name: str, x: Tensor, shape: str) -> None:
+    _check_floats(name, x, shape)
+    _check_finite(name, x)
+
+
+def _check_floats(name: str, x: Tensor, shape: str) -> None:
+    if x.ndim != 4:
+        raise UsageError(f"{name} has shape {tuple(x.shape)}; expected four axes, {shape}.")
+    if not x.dtype.is_floating_point:
+        raise UsageError(f"{name} is {x.dtype}; expected floating point. Convert it first.")
+    if 0 in x.shape:
+        raise UsageError(
+            f"{name} has shape {tuple(x.shape)}; expected no empty axis. Leave empty chunks out."
+        )
+
+
+def _check_finite(name: str, x: Tensor) -> None:
+    if not bool(torch.isfinite(x).all()):
+        raise UsageError(
+            f"{name} holds a number that is not finite; expected finite ones. Mask padding, or look where "
+            "it comes from."
+        )
