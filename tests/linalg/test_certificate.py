@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.linalg.problems import excess, known, spiked
+from winnow.base.rng import keyed
 from winnow.kernels.row_sketch import open_passes
 from winnow.linalg import lstsq
 from winnow.linalg.gate import open_problem
@@ -80,3 +81,15 @@ def test_refinement_that_cannot_converge_says_so():
     triangle = triangle_of_sketch(other.a, 240, 8)
     reached = to_rounding(opened, triangle, evaluate(opened, np.zeros((1, 30))))
     assert not reached.is_converged
+
+
+@pytest.mark.parametrize("method", ["sketch", "auto"])
+def test_what_rounding_hides_is_that_of_the_directions_kept(method):
+    rng = keyed(8, 0)
+    A, b = rng.standard_normal((20_000, 60)), rng.standard_normal(20_000)
+    A[:, 3] = A[:, 4] - A[:, 5]
+    found = lstsq(A, b, eps=0.1, method=method)
+    least = np.linalg.lstsq(A, b, rcond=None)[0]
+    assert (found.rank, found.is_converged) == (59, True)
+    truth = np.sum((A @ found.x - b) ** 2) / np.sum((A @ least - b) ** 2) - 1
+    assert truth <= found.eps_certified <= 0.1

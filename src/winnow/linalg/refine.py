@@ -55,7 +55,7 @@ def certificate(triangle: Triangle, w_squares: Numbers, objective: Numbers, roun
 
     What rounding may hide of w, up to ``rounding * cond * |r|``, is added to it.
     """
-    hidden = rounding * min(triangle.cond, 1 / EPS) * np.sqrt(objective)
+    hidden = rounding * min(triangle.kept_cond, 1 / EPS) * np.sqrt(objective)
     q = np.square(triangle.stretch * (np.sqrt(w_squares) + hidden))
     with np.errstate(divide="ignore", invalid="ignore"):
         eps = np.where(q < objective, q / (objective - q), np.inf)

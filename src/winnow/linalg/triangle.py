@@ -35,6 +35,14 @@ class Triangle:
     dropped: float = 0.0  # the largest singular value left out, as a share of the largest
 
     @property
+    def kept_cond(self) -> float:
+        """The condition of the directions that are kept; rounding errors grow by this."""
+        if self.kept is None:
+            return self.cond
+        lengths = np.linalg.norm(self.kept[1], axis=0)  # 1 / s, ascending
+        return float(lengths[-1] / lengths[0]) if len(lengths) else 1.0
+
+    @property
     def rank(self) -> int:
         """The number of directions that are kept."""
         return len(self.r) if self.kept is None else self.kept[1].shape[1]
