@@ -48,7 +48,7 @@ def test_counts_do_not_overflow(rng):
     state = linear().start(1, 1, 5, 3)
     state.append(k, v)
     for _ in range(40):  # doubles the count 40 times: far beyond int32 and the integers of float32
-        state = state.merge(state)
+        state.merge(state)
     assert state.seen == 71 * 2**40
     assert state.save()["counts"].tolist() == [71 * 2**40]
     one = linear().start(1, 1, 5, 3)

@@ -46,8 +46,8 @@ class State(Protocol):
         """Return the whole state as tensors, for safetensors; `Kind.load` makes a state of them again."""
         ...
 
-    def merge(self, other: Any) -> "State":
-        """Return the state of this one's positions followed by the other's; both stay as they are.
+    def merge(self, other: Any) -> None:
+        """Take in the positions of `other` after this one's own; `other` stays as it is.
 
         Shards of a prompt can so be read in parallel. Raises UsageError where the two do not fit together.
         """
@@ -57,11 +57,6 @@ class State(Protocol):
 @runtime_checkable
 class Kind(Protocol):
     """One weight function: on whole sequences, and as a stream."""
-
-    @property
-    def is_convex(self) -> bool:
-        """Whether no weight is ever negative: each output then lies in the convex hull of the values."""
-        ...
 
     def __call__(
         self,

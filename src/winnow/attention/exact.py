@@ -116,16 +116,16 @@ class SoftmaxState:
         kind = signed(Softmax.label)
         return {"keys": self._keys, "values": self._values, "mask": self._mask, "kind": kind}
 
-    def merge(self, other: "SoftmaxState") -> "SoftmaxState":
-        """Return a cache of this one's positions and then the other's; copies both."""
+    def merge(self, other: "SoftmaxState") -> None:
+        """Take in the positions of `other` after this one's own; copies both, and `other` stays as it is."""
         if not isinstance(other, SoftmaxState):
             raise UsageError(f"merge received {type(other).__name__}; expected a state of the same kind.")
         check_same_sizes(other._keys, other._values, self._keys.shape, self._values.shape)
         mine = self if self.seen else other
-        mask = torch.cat([self._mask, other._mask], dim=1)
         keys = [x._keys.to(mine._keys.dtype) for x in (self, other)]
         values = [x._values.to(mine._values.dtype) for x in (self, other)]
-        return SoftmaxState(torch.cat(keys, dim=2), torch.cat(values, dim=2), mask)
+        self._mask = torch.cat([self._mask, other._mask], dim=1)
+        self._keys, self._values = torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
 
 def softmax() -> Softmax:

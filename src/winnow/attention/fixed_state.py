@@ -176,8 +176,8 @@ class FixedState:
             "kind": signed(self._features.label),
         }
 
-    def merge(self, other: "FixedState") -> "FixedState":
-        """Return the state of the positions of both; their order does not matter."""
+    def merge(self, other: "FixedState") -> None:
+        """Take in the positions of `other`, which stays as it is; their order does not matter."""
         if not isinstance(other, FixedState) or other._features.label != self._features.label:
             found = other._features.label if isinstance(other, FixedState) else type(other).__name__
             raise UsageError(f"merge received {found}; expected a state of {self._features.label}.")
@@ -187,11 +187,10 @@ class FixedState:
             )
         total = self._counts + other._counts
         share = (other._counts / total.clamp(min=1))[:, None, None].to(self._sums.dtype)
-        sums = self._sums + (other._sums - self._sums) * share[..., None]
-        centre = self._centre + (other._centre - self._centre) * share
-        merged = FixedState(self._features, self._key_width, sums, centre, total)
-        merged.seen, merged.dtype = self.seen + other.seen, (self if self.seen else other).dtype
-        return merged
+        self.dtype = (self if self.seen else other).dtype
+        self._sums = self._sums + (other._sums - self._sums) * share[..., None]
+        self._centre = self._centre + (other._centre - self._centre) * share
+        self._counts, self.seen = total, self.seen + other.seen
 
     def absorb(self, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
         """Append what has passed the gate, 64 positions at a time."""
