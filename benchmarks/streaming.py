@@ -9,6 +9,7 @@ of single steps, in turns between the lengths. Coverage compares every read with
 
 import ctypes
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 from benchmarks.recorded import ROOT, machine, record
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
@@ -50,9 +52,9 @@ def chunks(n: int, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tenso
         yield q, k, v
 
 
-def grown() -> tuple[list[dict], dict[int, StreamingState]]:
-    """Read a million tokens; return what was held at each length, and the states saved there."""
-    state, rng, rows, saved = KIND.start(1, HEADS, E, E), generator(0), [], {}
+def grown(folder: Path) -> tuple[list[dict], dict[int, StreamingState]]:
+    """Read a million tokens; return what was held at each length, and the states saved there, in files."""
+    state, rng, rows = KIND.start(1, HEADS, E, E), generator(0), []
     for last, n in zip((0, *LENGTHS), LENGTHS, strict=False):
         for _, k, v in chunks(n - last - READ, rng):
             state.append(k, v)
@@ -69,9 +71,9 @@ def grown() -> tuple[list[dict], dict[int, StreamingState]]:
                 "exact_kv_bytes": n * HEADS * 2 * E * 4,
             }
         )
-        saved[n] = state.save()
+        save_file(state.save(), folder / f"{n}.safetensors")
         print(rows[-1], flush=True)
-    return rows, {n: KIND.load(tensors) for n, tensors in saved.items()}
+    return rows, {n: KIND.load(load_file(folder / f"{n}.safetensors")) for n in LENGTHS}
 
 
 def timed(states: dict[int, StreamingState], rows: list[dict]) -> None:
@@ -178,7 +180,8 @@ def main() -> None:
     """Write streaming.json and docs/streaming.svg."""
     torch.set_num_threads(1)
     with torch.inference_mode():
-        rows, states = grown()
+        with tempfile.TemporaryDirectory() as folder:
+            rows, states = grown(Path(folder))
         timed(states, rows)
         kinds = [
             CERTIFIED,
