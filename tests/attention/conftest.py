@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import jaxtyping
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -12,3 +13,12 @@ def gate_alone() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Give torch one thread: the tensors are small, and a second would only wait for the first."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -29,6 +29,7 @@ VERBS = {
     "sparsify",
     "lstsq",
     "heavy_pairs",
+    "streaming",
     "gradients",
     "attention",
     "privacy",

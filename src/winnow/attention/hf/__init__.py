@@ -1,0 +1,15 @@
+"""Hugging Face: streaming attention inside transformers' models.   (floor 4 · attention)
+
+layer.py            a state per layer, as transformers' cache
+implementation.py   the attention function and its mask, registered by name
+
+winnow.attention.register()
+model.set_attn_implementation("winnow_streaming")
+cache = winnow.attention.StreamingCache(model.config, winnow.attention.streaming(1024))
+model.generate(**inputs, past_key_values=cache, prefill_chunk_size=1024)
+"""
+
+from winnow.attention.hf.implementation import register
+from winnow.attention.hf.layer import StreamingCache, StreamingLayer
+
+__all__ = ["StreamingCache", "StreamingLayer", "register"]
