@@ -5,9 +5,7 @@
     state = kind.start(1, n_kv_heads, 64, 64)   or token by token, in memory that does not grow
     state.append(k, v); out = state.read(q)
 
-All kinds keep one contract, and one battery of tests holds them to it.
-
-contract.py      what every kind offers
+contract.py      what every kind offers; one battery of tests holds all to it
 reference.py     the definition
 gate.py numbers.py   what comes in, checked once; float32 sums, shared heads
 exact.py         softmax
