@@ -7,7 +7,7 @@
 
 contract.py      what every kind offers; one battery of tests holds all to it
 reference.py     the definition
-gate.py numbers.py   what comes in, checked once; float32 sums, shared heads
+gate.py          what comes in, checked once; the type of sums
 exact.py         softmax
 features.py series.py sketches.py   weights as inner products: elu and angle, powers exact and at random
 fixed_state.py   any features as a kind

@@ -14,8 +14,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from winnow.attention.gate import check_causal, check_queries, check_sizes, checked_scale, gated_keys
-from winnow.attention.numbers import check_signed, exactly, grouped, signed, working_type
+from winnow.attention.gate import (
+    check_causal,
+    check_queries,
+    check_signed,
+    check_sizes,
+    checked_scale,
+    exactly,
+    gated_keys,
+    grouped,
+    signed,
+    working_type,
+)
 from winnow.base.errors import UsageError
 
 QUERY_ROWS = 256  # queries whose scores are in memory at once

@@ -23,8 +23,18 @@ from torch import Tensor
 
 from winnow.attention.exact import check_begun
 from winnow.attention.features import FeatureMap
-from winnow.attention.gate import check_causal, check_queries, check_sizes, checked_scale, gated_keys
-from winnow.attention.numbers import check_signed, exactly, grouped, signed, working_type
+from winnow.attention.gate import (
+    check_causal,
+    check_queries,
+    check_signed,
+    check_sizes,
+    checked_scale,
+    exactly,
+    gated_keys,
+    grouped,
+    signed,
+    working_type,
+)
 from winnow.base.errors import ResourceError, UsageError
 from winnow.base.room import free_memory_bytes, quantity
 
