@@ -12,7 +12,7 @@ another, the right one gets the higher score; 0.5 is blind.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -41,7 +41,8 @@ DOES_NOT_SHOW = (
     "Prompts of one topic may differ from another's in length or in language: cut them to equal tokens.",
 )
 
-Measure = Callable[[str], Sequence[float] | Float64[np.ndarray, " T"]]
+Prompt = str | Sequence[int]  # text, or the ids of its tokens
+Measure = Callable[[Any], Sequence[float] | Float64[np.ndarray, " T"]]
 
 
 @final
@@ -132,7 +133,7 @@ def guesses(
 
 def timing(
     measure: Measure,
-    prompts_by_topic: Mapping[str, Sequence[str]],
+    prompts_by_topic: Mapping[str, Sequence[Prompt]],
     *,
     subject: str = "a series of numbers per prompt",
     rng: int = 0,
@@ -177,7 +178,7 @@ def timing(
     )
 
 
-def _check(prompts_by_topic: Mapping[str, Sequence[str]]) -> None:
+def _check(prompts_by_topic: Mapping[str, Sequence[Prompt]]) -> None:
     if len(prompts_by_topic) < 2:
         raise UsageError(f"received {len(prompts_by_topic)} topics; expected at least 2 to tell apart.")
     for topic, prompts in prompts_by_topic.items():
@@ -195,6 +196,7 @@ def _told(x: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Auc:
 def _controls(x: np.ndarray, labels: np.ndarray, rng: int) -> Controls:
     """Slow one topic down and look for it; shuffle the topics many times and look for them."""
     deviation = x.std(0)
+    deviation[deviation == 0] = 1.0  # what never varies hides nothing that is planted in it
     plant = keyed(rng, PLANT)
     mixed = plant.permutation(labels)  # so that only what is planted tells them apart
     slower = x + PLANTED * deviation * mixed[:, None]

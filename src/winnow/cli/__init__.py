@@ -17,6 +17,10 @@
     convert.py     winnow convert
     doctor.py      winnow doctor
     train.py       winnow train
+    audit_options.py    what each audit of maps and times takes
+    audit_models.py     transformers' model of MODEL, and a finding shown
+    audit_attention.py  winnow audit attention
+    audit_timing.py     winnow audit timing
 
 Each command is a function ``run(arguments) -> exit code`` in the file of its name, imported when it is
 chosen: `winnow --help` imports neither torch nor numpy nor rich.
