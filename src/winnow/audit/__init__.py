@@ -1,0 +1,9 @@
+"""Audit: what gradients, updates and attention maps give away.   (floor 5 · audit)
+
+families.py  where a transformers model keeps its embeddings, norms, maps and head
+front.py     the way from token ids to a layer's queries, keys and values, in pieces
+
+Works on transformers' models (extra `hf`), never on the engine.
+"""
+
+__all__: list[str] = []
