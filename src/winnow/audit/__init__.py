@@ -2,6 +2,7 @@
 
 families.py  where a transformers model keeps its embeddings, norms, maps and head
 front.py     the way from token ids to a layer's queries, keys and values, in pieces
+leakage/     texts from gradients and updates, and what would prevent it
 
 Works on transformers' models (extra `hf`), never on the engine.
 """

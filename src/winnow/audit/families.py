@@ -10,7 +10,7 @@ parameters by the modules they belong to. Nothing is addressed by its number in 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from jaxtyping import Shaped
 from torch import Tensor, nn
@@ -65,8 +65,8 @@ class LinearMap:
     def apply(self, x: Shaped[Tensor, "*N D"], tensors: Tensors) -> Shaped[Tensor, "*N M"]:
         """Return x W + b by the weights in `tensors`, its adapter's part included."""
         y = x @ self.matrix(tensors)
-        if self.has_bias:
-            y = y + self.offset(tensors)
+        offset = self.offset(tensors)
+        y = y if offset is None else y + offset
         if self.adapter is not None:
             low = x @ tensors[self.adapter.a].mT
             y = y + self.adapter.scale * (low @ tensors[self.adapter.b].mT)[..., self.first : self.last]
@@ -234,7 +234,7 @@ def read_layout(model: nn.Module) -> Layout:
     """
     modules = dict(model.named_modules())
     root, paths = _backbone(modules)
-    config = modules[root].config
+    config: Any = modules[root].config
     _check_variant(config, paths)
     n_heads = int(config.num_attention_heads)
     head_width = int(getattr(config, "head_dim", None) or config.hidden_size // n_heads)
@@ -361,8 +361,7 @@ def _head(modules: Mapping[str, nn.Module], embedding: str) -> LinearMap | None:
     tokens = modules[embedding].weight
     assert isinstance(tokens, Tensor)
     for path, module in modules.items():
-        is_head = path.rpartition(".")[2] in ("lm_head", "decoder") and isinstance(module, nn.Linear)
-        if is_head:
+        if path.rpartition(".")[2] in ("lm_head", "decoder") and isinstance(module, nn.Linear):
             if module.weight is tokens:  # a bias beside it is not the embedding's, and is left out
                 return LinearMap(embedding, 0, module.weight.shape[0], False, False)
             return LinearMap(path, 0, module.weight.shape[0], False, module.bias is not None)

@@ -1,0 +1,16 @@
+"""Leakage: what a gradient, or an update made of gradients, gives away of its texts.   (floor 5 · audit)
+
+batches.py     the gradient that a batch makes, as a client would send it
+spans.py       the subspace that a map's inputs lie in, and when a row lies there too
+candidates.py  tokens at positions whose inputs of the first layer lie there
+search.py      texts from candidates, one position after the other
+ends.py        repetitions, ends and last tokens from the head's gradient
+attack.py      all of these in turn, with a certificate
+score.py       found against true, each text counted once
+"""
+
+from winnow.audit.leakage.attack import Recovery, span_attack
+from winnow.audit.leakage.batches import gradients_of
+from winnow.audit.leakage.score import Score, score
+
+__all__ = ["Recovery", "Score", "gradients_of", "score", "span_attack"]
