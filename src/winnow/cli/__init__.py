@@ -17,6 +17,7 @@
     convert.py     winnow convert
     doctor.py      winnow doctor
     train.py       winnow train
+    audit.py       winnow audit
 
 Each command is a function ``run(arguments) -> exit code`` in the file of its name, imported when it is
 chosen: `winnow --help` imports neither torch nor numpy nor rich.

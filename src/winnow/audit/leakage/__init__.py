@@ -10,7 +10,33 @@ score.py       found against true, each text counted once
 """
 
 from winnow.audit.leakage.attack import Recovery, span_attack
+from winnow.audit.leakage.audit import Audit, Row, Training, audit_given, defence_matrix, gradients
 from winnow.audit.leakage.batches import gradients_of
+from winnow.audit.leakage.defences import Defence, read_defence
+from winnow.audit.leakage.meters import identifiability, implied, noise_of
+from winnow.audit.leakage.precheck import Precheck, precheck
 from winnow.audit.leakage.score import Score, score
+from winnow.audit.leakage.update import load_model, read_update
 
-__all__ = ["Recovery", "Score", "gradients_of", "score", "span_attack"]
+__all__ = [
+    "Audit",
+    "Defence",
+    "Precheck",
+    "Recovery",
+    "Row",
+    "Score",
+    "Training",
+    "audit_given",
+    "defence_matrix",
+    "gradients",
+    "gradients_of",
+    "identifiability",
+    "implied",
+    "load_model",
+    "noise_of",
+    "precheck",
+    "read_defence",
+    "read_update",
+    "score",
+    "span_attack",
+]

@@ -87,7 +87,7 @@ class Span:
         """
         outside = (lengths - inside).clamp(min=0.0)
         allowed = TILT * tilted + ROUNDING * lengths
-        return outside <= torch.minimum(allowed, self.chance(n_rows) * lengths)
+        return (outside <= allowed) & (outside < self.chance(n_rows) * lengths)
 
     def holds(self, rows: Float[Tensor, "N D"], n_rows: int) -> Tensor:
         """Return which of `rows` lie in the span; `n_rows` is how many are tried in all."""
@@ -104,10 +104,16 @@ def read_span(gradient: Float[Tensor, "D M"], noise: float | None = None) -> Spa
     ``tau^2 (sqrt M + sqrt(D - R))^2``, or where float32's own rounding is all the noise, the widest gap.
     """
     matrix = gradient.double()
-    n_columns = matrix.shape[1]
-    values, vectors = torch.linalg.eigh(matrix @ matrix.mT)
-    values, vectors = values.flip(0).clamp(min=0.0), vectors.flip(1)
-    return Span(values, vectors, *_rank(values.numpy(), n_columns, noise), n_columns)
+    width, n_columns = matrix.shape
+    if n_columns < width:  # few columns, as adapters have: their square would lose half of the digits
+        vectors, roots, _ = torch.linalg.svd(matrix, full_matrices=True)
+        values = torch.nn.functional.pad(roots.square(), (0, width - n_columns))
+        rank, tau = _rank(values.numpy(), n_columns, noise, RESOLVED**2)
+    else:
+        values, vectors = torch.linalg.eigh(matrix @ matrix.mT)
+        values, vectors = values.flip(0).clamp(min=0.0), vectors.flip(1)
+        rank, tau = _rank(values.numpy(), n_columns, noise, RESOLVED)
+    return Span(values, vectors, rank, tau, n_columns)
 
 
 def noise_edge(noise: float, width: int, n_columns: int) -> float:
@@ -115,22 +121,26 @@ def noise_edge(noise: float, width: int, n_columns: int) -> float:
     return noise * (math.sqrt(width) + math.sqrt(n_columns))
 
 
-def _rank(values: Float64[np.ndarray, " D"], n_columns: int, noise: float | None) -> tuple[int, float]:
-    """Return how many eigenvalues count, and tau."""
+def _rank(
+    values: Float64[np.ndarray, " D"], n_columns: int, noise: float | None, resolved: float
+) -> tuple[int, float]:
+    """Return how many eigenvalues count, and tau; `resolved` of the largest is told from nothing."""
     width = len(values)
     if values[0] <= 0:
         return 0, 0.0
     if noise is not None and noise > 0:
         return int((values > SLACK * noise_edge(noise, width, n_columns) ** 2).sum()), noise
     left = np.cumsum(values[::-1])[::-1]  # left[r]: the sum of all from r on
-    floor = values[0] * RESOLVED
-    taus = np.sqrt(np.maximum(left, floor) / (np.arange(width, 0, -1) * n_columns))
+    floor = values[0] * resolved
+    # What R directions carry takes R columns' worth of noise with it.
+    beside = np.maximum(n_columns - np.arange(width), 1)
+    taus = np.sqrt(np.maximum(left, floor) / (np.arange(width, 0, -1) * beside))
     gaps = np.log(np.maximum(values[:-1], floor) / np.maximum(values[1:], floor))
     gaps[values[1:] > CLEAN * values[0]] = 0.0
     widest = int(np.argmax(gaps))
     if gaps[widest] > math.log(100.0):
         return widest + 1, float(taus[widest + 1])
-    edges = taus**2 * (np.sqrt(n_columns) + np.sqrt(np.arange(width, 0, -1))) ** 2
+    edges = taus**2 * (np.sqrt(beside) + np.sqrt(np.arange(width, 0, -1))) ** 2
     beyond = np.flatnonzero(values <= SLACK * edges)
     rank = int(beyond[0]) if len(beyond) else width
     return rank, float(taus[min(rank, width - 1)])
