@@ -13,6 +13,7 @@ from winnow.audit.leakage import (
     defence_matrix,
     load_model,
     precheck,
+    read_defence,
     read_update,
 )
 from winnow.audit.leakage import gradients as audit_gradients
@@ -39,11 +40,13 @@ def _gradients(arguments: argparse.Namespace) -> int:
     if arguments.text is None:
         raise UsageError("--text is missing; expected a UTF-8 file whose tokens make the batch.")
     condition = _condition(arguments.fail_if)
+    defences = arguments.defence or ["none"]
+    for each in defences:
+        read_defence(each)  # refused before a model is opened
     directory = find_directory(arguments.target or "pico", offline=arguments.offline)
     tokenizer = Tokenizer.open(directory)
     model = load_model(directory)
     texts = _batch(tokenizer.encode(read_text(arguments.text), special=False), arguments)
-    defences = arguments.defence or ["none"]
     if len(defences) > 1:
         rows = defence_matrix(model, texts, defences, seed=arguments.seed)
         audits = [row.audit for row in rows]

@@ -7,6 +7,12 @@ search.py      texts from candidates, one position after the other
 ends.py        repetitions, ends and last tokens from the head's gradient
 attack.py      all of these in turn, with a certificate
 score.py       found against true, each text counted once
+lora.py        what the gradients of low-rank adapters tell, by rounds
+meters.py      noise that is really there, its epsilon, and what noise would cost an unbiased attacker
+precheck.py    ranks, tokens and lengths in seconds, without an attack
+defences.py    what a client may do to a gradient before it sends it
+audit.py       an attack between its controls, and the matrix of defences
+update.py      files: read, checked, audited
 """
 
 from winnow.audit.leakage.attack import Recovery, span_attack

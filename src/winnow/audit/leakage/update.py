@@ -24,7 +24,10 @@ def load_model(directory: Path) -> nn.Module:
     Reads safetensors alone and runs no code of the directory's. Raises ModelError for what cannot be read.
     """
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 (an optional extra; the attacks need none)
+    from transformers.utils import logging  # noqa: PLC0415
 
+    has_bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             directory, local_files_only=True, use_safetensors=True, dtype=torch.float32
@@ -32,6 +35,9 @@ def load_model(directory: Path) -> nn.Module:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{directory} cannot be opened by transformers: {said[0]}") from None
+    finally:
+        if has_bar:
+            logging.enable_progress_bar()
     check_vocabulary(read_layout(model), parameters_of(model))
     return model.eval()
 
