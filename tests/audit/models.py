@@ -1,62 +1,127 @@
-"""Tiny transformers models whose attention is not uniform, and the maps they make."""
+"""Tiny random models of every family, and LoRA on them with Hugging Face's names."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     BertConfig,
-    BertModel,
+    BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
-    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
-N_TOKENS = 307
-CAUSAL = ("gpt2", "opt", "llama", "qwen3")
-SIZES = {"hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": N_TOKENS}
-SIZES |= {"max_position_embeddings": 64}
-ENDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+VOCABULARY, WIDTH, POSITIONS = 211, 48, 40
 
 
-def build(kind: str, seed: int = 0) -> PreTrainedModel:
-    """Return the model with weights drawn so that scores spread over several units."""
-    match kind:
-        case "gpt2":
-            sizes = {"n_embd": 48, "n_head": 4, "n_layer": 2, "vocab_size": N_TOKENS, "n_positions": 64}
-            model = GPT2LMHeadModel(GPT2Config(**sizes, **ENDS))
-        case "opt":
-            model = OPTForCausalLM(OPTConfig(**SIZES, ffn_dim=96, word_embed_proj_dim=48, **ENDS))
-        case "llama":
-            model = LlamaForCausalLM(
-                LlamaConfig(**SIZES, intermediate_size=96, num_key_value_heads=2, **ENDS)
-            )
-        case "qwen3":
-            config = Qwen3Config(**SIZES, intermediate_size=96, num_key_value_heads=2, head_dim=12, **ENDS)
-            model = Qwen3ForCausalLM(config)
-        case _:
-            model = BertModel(BertConfig(**SIZES, intermediate_size=96))
-    rng = torch.Generator().manual_seed(seed)
-    for name, weight in model.named_parameters():
-        if weight.ndim == 2:
-            scale = 0.5 if "emb" in name or "wte" in name or "wpe" in name else 1.3 / 48**0.5
-            weight.data = scale * torch.randn(weight.shape, generator=rng)
-    return model.eval()
+def _gpt2() -> nn.Module:
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=POSITIONS,
+        n_embd=WIDTH,
+        n_layer=2,
+        n_head=3,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return GPT2LMHeadModel(config)
 
 
-def tokens(n: int, seed: int = 1) -> Tensor:
-    return torch.randint(N_TOKENS, (n,), generator=torch.Generator().manual_seed(seed))
+def _opt() -> nn.Module:
+    config = OPTConfig(
+        vocab_size=VOCABULARY,
+        max_position_embeddings=POSITIONS,
+        hidden_size=WIDTH,
+        word_embed_proj_dim=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        ffn_dim=100,
+        dropout=0.0,
+        pad_token_id=1,
+    )
+    return OPTForCausalLM(config)
 
 
-@torch.no_grad()
-def maps(model: PreTrainedModel, ids: Tensor, layer: int = 0) -> Tensor:
-    """Return the model's maps of `ids`, as transformers computes them."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    made = model(input_ids=ids[None], output_attentions=True).attentions[layer][0]
-    model.set_attn_implementation(before)
-    return made
+def _rotary(config: type, model: type, n_kv_heads: int, is_tied: bool) -> nn.Module:
+    return model(
+        config(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            intermediate_size=100,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=n_kv_heads,
+            head_dim=12,
+            max_position_embeddings=POSITIONS,
+            tie_word_embeddings=is_tied,
+        )
+    )
+
+
+def _bert() -> nn.Module:
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=100,
+        max_position_embeddings=POSITIONS,
+    )
+    return BertForMaskedLM(config)
+
+
+BUILD = {
+    "gpt2": _gpt2,
+    "opt": _opt,
+    "llama": lambda: _rotary(LlamaConfig, LlamaForCausalLM, 2, False),
+    "qwen2": lambda: _rotary(Qwen2Config, Qwen2ForCausalLM, 4, True),
+    "qwen3": lambda: _rotary(Qwen3Config, Qwen3ForCausalLM, 2, False),
+    "bert": _bert,
+}
+CAUSAL = [family for family in BUILD if family != "bert"]
+
+
+def tiny(family: str, rng: torch.Generator) -> nn.Module:
+    """Return a model of the rng's weights, large enough that attention is not uniform."""
+    model = BUILD[family]().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=rng)
+            is_norm = parameter.ndim == 1 and name.endswith("weight")
+            parameter.copy_(1 + 0.3 * drawn if is_norm else 0.15 * drawn)
+    return model
+
+
+class LoraLinear(nn.Module):
+    """y = base(x) + scale * x A^T B^T, its tensors named as Hugging Face's adapters name theirs."""
+
+    def __init__(self, base: nn.Module, rank: int, scale: float, rng: torch.Generator) -> None:
+        super().__init__()
+        n_in, n_out = base.weight.shape if type(base).__name__ == "Conv1D" else base.weight.shape[::-1]
+        self.base_layer = base
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(n_in, rank, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(rank, n_out, bias=False)})
+        self.scaling = {"default": scale}
+        with torch.no_grad():
+            self.lora_A["default"].weight.copy_(torch.randn(rank, n_in, generator=rng) / n_in**0.5)
+            self.lora_B["default"].weight.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.lora_B["default"](self.lora_A["default"](x))
+        return self.base_layer(x) + self.scaling["default"] * low
+
+
+def with_lora(model: nn.Module, paths: list[str], rank: int, rng: torch.Generator) -> nn.Module:
+    """Wrap the maps at `paths` in place, freeze all else, and return the model."""
+    model.requires_grad_(False)
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        wrapped = LoraLinear(model.get_submodule(path), rank, 2.0, rng)
+        setattr(model.get_submodule(parent), name, wrapped)
+    return model

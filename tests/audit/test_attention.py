@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.audit.models import CAUSAL, N_TOKENS, build, maps, tokens
+from tests.audit.map_models import CAUSAL, N_TOKENS, build, maps, tokens
 from winnow.audit.attention import (
     EXPOSURES,
     Exposure,

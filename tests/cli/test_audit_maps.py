@@ -1,6 +1,5 @@
 """winnow audit attention and timing: from files on disk to a report and an exit code."""
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -10,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.audit.models import build, maps, tokens
+from tests.audit.map_models import build, maps, tokens
 from tests.cli import checkpoint
-from winnow.base.errors import ModelError, UsageError, WinnowError
-from winnow.cli import audit_attention, audit_timing
-from winnow.cli.audit_options import SIGNALS, add_attention, add_timing
+from tests.cli.conftest import assert_one_line
+from winnow.cli import main
+from winnow.cli.audit_options import SIGNALS
 
 pytest.importorskip("transformers")
 
@@ -34,16 +33,8 @@ def dump(tmp_path: Path) -> Path:
     return path
 
 
-def read(add, *words: object) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("--quiet", action="store_true")
-    add(parser)
-    return parser.parse_args([str(word) for word in words])
-
-
 def audit(*words: object) -> int:
-    return audit_attention.run(read(add_attention, *words))
+    return main(["audit", "attention", *(str(word) for word in words)])
 
 
 def test_a_file_of_maps_becomes_a_redacted_report(saved, dump, tmp_path, capsys):
@@ -93,22 +84,18 @@ def write(path: Path, how: str) -> Path:
         ("missing.npy", "cannot be read"),
     ],
 )
-def test_broken_files_are_refused_in_one_line(saved, tmp_path, how, says):
-    with pytest.raises(ModelError, match=says) as caught:
-        audit(saved, "--maps", write(tmp_path, how))
-    assert caught.value.exit_code == 3
-    assert "\n" not in str(caught.value)
+def test_broken_files_are_refused_in_one_line(winnow, saved, tmp_path, how, says):
+    assert_one_line(winnow("audit", "attention", saved, "--maps", write(tmp_path, how)), 3, says)
 
 
-def test_a_pickled_array_is_refused_and_not_run(saved, tmp_path):
+def test_a_pickled_array_is_refused_and_not_run(winnow, saved, tmp_path):
     path = tmp_path / "maps.npy"
     ran = tmp_path / "ran"
     header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
     header += b" " * (118 - len(header) - 1) + b"\n"
     code = f"cbuiltins\nopen\n(S'{ran}'\nS'w'\ntR.".encode()
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + code)
-    with pytest.raises(ModelError, match="no plain"):
-        audit(saved, "--maps", path)
+    assert_one_line(winnow("audit", "attention", saved, "--maps", path), 3, "no plain .npy")
     assert not ran.exists()
 
 
@@ -123,16 +110,13 @@ def test_a_pickled_array_is_refused_and_not_run(saved, tmp_path):
         ("--top-k", "0"),
     ],
 )
-def test_options_that_mean_nothing_are_refused_before_the_work(saved, dump, words):
-    with pytest.raises(UsageError):
-        audit(saved, "--maps", dump, *words)
+def test_options_that_mean_nothing_are_refused_before_the_work(winnow, saved, dump, words):
+    assert_one_line(winnow("audit", "attention", saved, "--maps", dump, *words), 2)
 
 
-def test_a_directory_that_is_no_model_is_refused(tmp_path, dump):
+def test_a_directory_that_is_no_model_is_refused(winnow, tmp_path, dump):
     (tmp_path / "config.json").write_text('{"model_type": "nobody-knows"}')
-    with pytest.raises(WinnowError) as caught:
-        audit(tmp_path, "--maps", dump)
-    assert caught.value.exit_code == 3
+    assert_one_line(winnow("audit", "attention", tmp_path, "--maps", dump), 3)
 
 
 @pytest.mark.compiled
@@ -156,12 +140,11 @@ def test_the_engine_is_timed_on_every_topic(tmp_path, model, capsys, signal):
         "--quiet",
         "--json",
     ]
-    assert audit_timing.run(read(add_timing, directory, *files, *words)) == 0
+    assert main(["audit", "timing", str(directory), *files, *map(str, words)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["audit"] == "timing"
     assert [row[:2] for row in found["tables"][0]["rows"]] == [["law", 10], ["sea", 10]]
 
 
-def test_a_topic_without_a_file_is_refused():
-    with pytest.raises(SystemExit):
-        read(add_timing, "pico", "--text", "law")
+def test_a_topic_without_a_file_is_refused(winnow):
+    assert_one_line(winnow("audit", "timing", "pico", "--text", "law"), 2, "TOPIC=FILE")

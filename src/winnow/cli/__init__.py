@@ -3,6 +3,7 @@
     version.py     which Winnow this is
     failures.py    every error becomes one line and one exit code
     line.py        one command line, read: the command, its words, its options
+    audit_options.py    what each audit of maps and times takes
     parser.py      the commands, and what each takes
     show.py        tables, JSON objects, numbers as people read them
     opening.py     models, prompts and texts that the arguments name
@@ -17,10 +18,10 @@
     convert.py     winnow convert
     doctor.py      winnow doctor
     train.py       winnow train
-    audit_options.py    what each audit of maps and times takes
     audit_models.py     transformers' model of MODEL, and a finding shown
     audit_attention.py  winnow audit attention
     audit_timing.py     winnow audit timing
+    audit.py       winnow audit
 
 Each command is a function ``run(arguments) -> exit code`` in the file of its name, imported when it is
 chosen: `winnow --help` imports neither torch nor numpy nor rich.

@@ -13,6 +13,8 @@ from winnow.cli.audit_models import check_report_options, open_transformer, show
 def run(arguments: argparse.Namespace) -> int:
     """Read the maps, read the text back, show the finding."""
     check_report_options(arguments)
+    if arguments.maps is None:
+        raise UsageError("--maps is missing; expected a .safetensors or .npy file of attention maps.")
     if arguments.layer < 0 or (arguments.top_k is not None and arguments.top_k < 1):
         raise UsageError(
             f"--layer {arguments.layer}, --top-k {arguments.top_k}; expected a layer from 0, entries from 1."

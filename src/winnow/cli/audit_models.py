@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.utils import logging
 
 from winnow.audit.report import Condition, Finding, as_html, as_json, exit_code
 from winnow.base.errors import ModelError, UsageError
@@ -56,6 +57,7 @@ def open_transformer(arguments: argparse.Namespace) -> tuple[Any, Tokenizer | No
     transformers cannot open.
     """
     directory = find_directory(arguments.model or "pico", offline=arguments.offline)
+    logging.disable_progress_bar()  # errors stay one line
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
         is_causal = any("CausalLM" in name or "LMHead" in name for name in config.architectures or ())

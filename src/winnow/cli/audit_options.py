@@ -3,15 +3,15 @@
 import argparse
 from pathlib import Path
 
+from winnow.base.errors import UsageError
+
 SIGNALS = ("latency", "active")
 
 
-def _add_report(parser: argparse.ArgumentParser) -> None:
+def add_report(parser: argparse.ArgumentParser) -> None:
     """Add what every audit takes."""
     add = parser.add_argument
-    add("--json", action="store_true", help="print one JSON object and nothing else")
     add("--html", type=Path, metavar="FILE", help="write the report as one page that loads nothing")
-    add("--show-text", action="store_true", help="show what was read back; left out, it is redacted")
     add(
         "--fail-if",
         action="append",
@@ -19,13 +19,12 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         metavar="CONDITION",
         help="exit with 1 if the finding meets it, such as exact_match>0; may be repeated",
     )
-    add("--seed", type=int, default=0, metavar="S", help="of the controls: same seed, same controls (0)")
 
 
 def add_attention(parser: argparse.ArgumentParser) -> None:
     """Add what `winnow audit attention MODEL` takes."""
     add = parser.add_argument
-    add("--maps", type=Path, required=True, metavar="FILE", help="maps in .safetensors or .npy")
+    add("--maps", type=Path, metavar="FILE", help="attention: maps in .safetensors or .npy")
     add("--tensor", metavar="NAME", help="of several tensors in FILE, this one")
     add("--layer", type=int, default=0, metavar="L", help="the layer that the maps belong to (0)")
     add("--top-k", type=int, metavar="K", help="FILE keeps only the K largest entries of each row")
@@ -33,21 +32,11 @@ def add_attention(parser: argparse.ArgumentParser) -> None:
     add("--anchors", metavar="ID,ID", help="of an encoder: first and last token (default: the tokenizer's)")
     add("--likeliest", type=int, metavar="N", help="of later layers: try the N likeliest tokens first")
     add("--exposures", action="store_true", help="also show a planted text in every other way")
-    add("--offline", action="store_true", help="never reach for the network")
-    _add_report(parser)
 
 
 def add_timing(parser: argparse.ArgumentParser) -> None:
     """Add what `winnow audit timing MODEL` takes."""
     add = parser.add_argument
-    add(
-        "--text",
-        type=_topic,
-        action="append",
-        required=True,
-        metavar="TOPIC=FILE",
-        help="a text on a topic, UTF-8; once per topic, at least twice",
-    )
     add("--signal", choices=SIGNALS, default="latency", help="seconds per token (latency), or active neurons")
     add("--prompts", type=int, default=40, metavar="N", help="pieces taken of each text (40)")
     add("--prompt-tokens", type=int, default=32, metavar="N", help="length of each (32)")
@@ -55,13 +44,12 @@ def add_timing(parser: argparse.ArgumentParser) -> None:
     add("--plan", type=Path, metavar="PLAN", help="default: winnow-plan.safetensors beside the weights")
     add("--dtype", choices=("fp32", "bf16", "int8", "int4"), default="bf16", help="of the weights (bf16)")
     add("--threads", type=int, metavar="N", help="default: the processors at hand")
-    add("--offline", action="store_true", help="never reach for the network")
     parser.set_defaults(head_dtype=None, check_tensors=False)
-    _add_report(parser)
 
 
-def _topic(text: str) -> tuple[str, Path]:
+def topic_of(text: str) -> tuple[str, Path]:
+    """Read TOPIC=FILE. Raises UsageError."""
     topic, equals, path = text.partition("=")
     if not (equals and topic and path):
-        raise argparse.ArgumentTypeError(f"{text!r} has no topic, expected TOPIC=FILE such as law=law.txt")
+        raise UsageError(f"--text {text!r} has no topic; expected TOPIC=FILE such as law=law.txt.")
     return topic, Path(path)

@@ -11,6 +11,7 @@ from winnow.audit.timing import timing
 from winnow.base.errors import UsageError
 from winnow.base.progress import Progress
 from winnow.cli.audit_models import check_report_options, show_finding
+from winnow.cli.audit_options import topic_of
 from winnow.cli.opening import open_engine, read_text
 from winnow.engine.generate import Engine
 
@@ -23,11 +24,12 @@ def run(arguments: argparse.Namespace) -> int:
             f"--prompts {arguments.prompts}, --prompt-tokens {arguments.prompt_tokens}, --max-tokens "
             f"{arguments.max_tokens}; expected at least 1, 1 and 5."
         )
-    names = [topic for topic, _ in arguments.text]
+    texts = [topic_of(text) for text in arguments.text or ()]
+    names = [topic for topic, _ in texts]
     if len(set(names)) != len(names):
         raise UsageError(f"--text names a topic twice ({', '.join(names)}); expected one file per topic.")
     engine = open_engine(arguments, arguments.plan or "auto")
-    prompts = {topic: _pieces(engine, path, arguments) for topic, path in arguments.text}
+    prompts = {topic: _pieces(engine, path, arguments) for topic, path in texts}
     progress = Progress("measuring", sum(map(len, prompts.values())), quiet=arguments.quiet)
     signal = _latency if arguments.signal == "latency" else _active
     n_done = 0

@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Command:
-    """One command: its words, those in brackets first and optional, and what adds its options."""
+    """One command: its words, those in brackets optional, and what adds its options."""
 
     summary: str
     words: tuple[str, ...]
@@ -132,17 +132,19 @@ def _take_words(arguments: argparse.Namespace, command: Command, words: list[str
     given = {f"{word}_file" for word in map(_attribute, command.words)} & vars(arguments).keys()
     filled = {name.removesuffix("_file") for name in given if getattr(arguments, name) is not None}
     places = [place for place in command.words if _attribute(place) not in filled]
-    n_optional = sum(place.startswith("[") for place in places)
+    optional = [place for place in places if place.startswith("[")]
     n_missing = len(places) - len(words)
     expected = " ".join(places) or "no words"
     if n_missing < 0:
         raise UsageError(f"received {len(words)} words, expected {expected}; quote what holds spaces.")
-    if n_missing > n_optional:
+    if n_missing > len(optional):
+        required = [place for place in places if place not in optional]
         raise UsageError(
-            f"{places[-1]} is missing, expected {expected}. See winnow {arguments.command} --help"
+            f"{required[-1]} is missing, expected {expected}. See winnow {arguments.command} --help"
         )
-    for place, word in zip(places, [None] * n_missing + words, strict=True):
-        setattr(arguments, _attribute(place), word)
+    left = iter(words)
+    for place in places:
+        setattr(arguments, _attribute(place), None if place in optional[:n_missing] else next(left))
 
 
 def _attribute(place: str) -> str:

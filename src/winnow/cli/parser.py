@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from winnow.cli.audit_options import add_attention, add_report, add_timing
 from winnow.cli.line import Command, Parser, read_line
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")  # engine.generate.DTYPES, which importing torch would cost
@@ -287,6 +288,32 @@ def _add_train(parser: Parser) -> None:
     add("--compile", action="store_true", help="compile the training step first; quicker in long runs")
 
 
+def _add_audit(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "--text",
+        action="append",
+        metavar="FILE",
+        help="gradients: a UTF-8 text, whose beginning makes the batch; timing: TOPIC=FILE, once per topic",
+    )
+    add("--batch", type=_positive, default=4, metavar="B", help="texts in the batch (4)")
+    add("--length", type=_positive, default=24, metavar="N", help="tokens of each text (24)")
+    add(
+        "--defence",
+        action="append",
+        metavar="NAME",
+        help="none, clip=C, noise=S, bf16, int8, top-k=F, dropout, freeze=NAME, sum=K; several make a matrix",
+    )
+    add("--base", metavar="MODEL", help="update: the model that the update changes (pico)")
+    add_report(parser)
+    add_attention(parser)
+    add_timing(parser)
+    add("--show-text", action="store_true", help="print what was recovered; left out, only how much")
+    add("--seed", type=_whole, default=0, metavar="S", help="of planted texts and noise (0)")
+    add("--offline", action="store_true", help="never reach for the network")
+    _add_json(parser)
+
+
 COMMANDS = {
     "generate": Command(
         "continue a prompt",
@@ -327,6 +354,14 @@ COMMANDS = {
         ("RECIPE",),
         _add_train,
         "RECIPE is pico or pico-llama.",
+    ),
+    "audit": Command(
+        "say what gradients, updates, attention maps and times give away",
+        ("WHAT", "[TARGET]"),
+        _add_audit,
+        "WHAT is gradients, attention or timing, whose TARGET is a MODEL, or update, whose TARGET is a "
+        "safetensors FILE. Needs "
+        "transformers. A control that fails makes the audit void, and the exit code 1.",
     ),
 }
 

@@ -19,7 +19,7 @@ from winnow.audit.attention.first_layer import FirstLayer
 from winnow.audit.attention.rows import LEAST_SHOWN, Shown
 from winnow.base.errors import UsageError
 
-BLOCK = 2048  # tokens a side
+BLOCK = 1024  # tokens a side
 WITHIN = 2.0  # sigmas: the two roundings of a ratio add to at most 1.42, arithmetic to little
 FEW = 2e-3  # share of the pairs of a block below which they are looked at one by one
 MOST = 4096  # pairs that are kept until all heads have spoken
@@ -38,12 +38,11 @@ class Pairs:
 @final
 @dataclass(frozen=True, eq=False)
 class _Heads:
-    """Per head, surest first: keys at 0, queries at 1, wanted product of each query and its uncertainty."""
+    """Per head, surest first: keys at 0, queries at 1, wanted product of each query; all in uncertainties."""
 
     keys: Float[Tensor, "H V E"]
     queries: Float[Tensor, "H V E"]
     wanted: Float[Tensor, "H V"]
-    sigma: Float[Tensor, " H"]
 
 
 def first_pairs(layer: FirstLayer, shown: Shown, most: int) -> Pairs:
@@ -68,7 +67,7 @@ def first_pairs(layer: FirstLayer, shown: Shown, most: int) -> Pairs:
                 costs = costs[:MOST]
                 ones = torch.cat([ones, one + start])[order[:MOST]]
                 others = torch.cat([others, other + right])[order[:MOST]]
-    return _ranked(layer, shown, heads, own, torch.stack([ones, others], 1), most)
+    return _ranked(layer, shown, own, torch.stack([ones, others], 1), most)
 
 
 def _heads(layer: FirstLayer, shown: Shown) -> tuple[_Heads, Float[Tensor, "V H"]]:
@@ -95,10 +94,9 @@ def _heads(layer: FirstLayer, shown: Shown) -> tuple[_Heads, Float[Tensor, "V H"
     all_keys, all_queries = torch.cat(keys), torch.cat(queries)
     return (
         _Heads(
-            torch.stack([all_keys[:, h] for h in order]),
+            torch.stack([all_keys[:, h] / sigma[h] for h in order]),
             torch.stack([all_queries[:, h] for h in order]),
-            torch.stack([products[:, h] - ratios[h] for h in order]),
-            sigma[order],
+            torch.stack([(products[:, h] - ratios[h]) / sigma[h] for h in order]),
         ),
         products,
     )
@@ -106,26 +104,26 @@ def _heads(layer: FirstLayer, shown: Shown) -> tuple[_Heads, Float[Tensor, "V H"
 
 def _block(heads: _Heads, left: slice, right: slice) -> tuple[Tensor, Tensor, Tensor]:
     """Return cost, first and second token, counted within the block, of the pairs that no head excludes."""
-    n_heads = len(heads.sigma)
-    keep, costs, head = torch.ones(1, dtype=torch.bool), torch.zeros(1), 0
+    n_heads, head = len(heads.keys), 0
+    keep = torch.empty(0, dtype=torch.bool)
     while head < n_heads and (head == 0 or float(keep.float().mean()) > FEW):
-        off = heads.keys[head, left] @ heads.queries[head, right].T
-        off.sub_(heads.wanted[head, right]).div_(heads.sigma[head]).square_()
-        keep, costs = keep & (off < WITHIN**2), costs + off
+        off = torch.addmm(
+            heads.wanted[head, right], heads.keys[head, left], heads.queries[head, right].T, beta=-1
+        )
+        within = off.abs_() < WITHIN
+        keep = within if head == 0 else keep & within
         head += 1
     one, other = keep.nonzero(as_tuple=True)
-    cost = costs[one, other]
-    for later in range(head, n_heads):
-        products = (heads.keys[later, left][one] * heads.queries[later, right][other]).sum(1)
-        off = ((products - heads.wanted[later, right][other]) / heads.sigma[later]).square()
-        is_left = off < WITHIN**2
-        cost, one, other = (cost + off)[is_left], one[is_left], other[is_left]
+    cost = torch.zeros(len(one))
+    for each in range(n_heads):
+        products = (heads.keys[each, left][one] * heads.queries[each, right][other]).sum(1)
+        off = products - heads.wanted[each, right][other]
+        is_left = off.abs() < WITHIN + (each < head)  # computed once more, in another order
+        cost, one, other = (cost + off.square())[is_left], one[is_left], other[is_left]
     return cost, one, other
 
 
-def _ranked(
-    layer: FirstLayer, shown: Shown, heads: _Heads, own: Tensor, pairs: Int64[Tensor, "N 2"], most: int
-) -> Pairs:
+def _ranked(layer: FirstLayer, shown: Shown, own: Tensor, pairs: Int64[Tensor, "N 2"], most: int) -> Pairs:
     """Rank by the exact row, of all heads."""
     if not len(pairs):
         raise UsageError(
