@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from winnow.attention import Rotation, Streaming, StreamingCache, StreamingOptions, register
+from winnow.attention import StreamingCache, register
+from winnow.attention.streaming import Rotation, Streaming, StreamingOptions
 
 BUDGETS = ((32, 16, 16), (96, 48, 48), (192, 128, 64))  # window, heavy, clusters of the hybrid
 CASES = (("pico", 1600, "absolute"), ("pico-llama", 1600, "absolute"))

@@ -4,7 +4,7 @@
     failures.py    every error becomes one line and one exit code
     line.py        one command line, read: the command, its words, its options
     values.py      what an option's text stands for
-    model_options.py data_options.py   what the commands about models, and about vectors and matrices, take
+    model_options.py data_options.py audit_options.py   what commands take: about models, data, leaks
     parser.py      the commands
     show.py        tables, JSON objects, numbers as people read them
     opening.py     models, prompts and texts that the arguments name
@@ -20,8 +20,8 @@
     doctor.py      winnow doctor
     search.py      winnow search
     train.py       winnow train
-    two_layer.py   winnow solve two-layer
-    solve.py       winnow solve
+    two_layer.py solve.py   winnow solve
+    audit_models.py audit_attention.py audit_timing.py audit.py   winnow audit
 
 Each command is a function ``run(arguments) -> exit code`` in the file of its name, imported when it is
 chosen: `winnow --help` imports neither torch nor numpy nor rich.

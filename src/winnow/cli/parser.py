@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from winnow.cli.audit_options import add_attention, add_gradients, add_timing, add_update
 from winnow.cli.data_options import add_lstsq, add_search, add_two_layer
 from winnow.cli.line import Command, Group, read_line
 from winnow.cli.model_options import (
@@ -32,6 +33,18 @@ PROBLEMS = {
         add_two_layer,
         "Minimises 1/2 |ReLU(A2 softmax(A1 x)) - B|^2 + 1/2 |W * (A1 x)|^2, from x = 0; says why it ended.",
     ),
+}
+
+AUDITS = {
+    "gradients": Command(
+        "what a gradient of MODEL on a text gives away, under one defence or several",
+        ("[MODEL]",),
+        add_gradients,
+        "A control that fails makes the audit void, and the exit code 1.",
+    ),
+    "update": Command("what an update file gives away", ("FILE",), add_update, "FILE is safetensors."),
+    "attention": Command("which text a file of attention maps gives away", ("[MODEL]",), add_attention),
+    "timing": Command("whether times or active neurons reveal a prompt's topic", ("[MODEL]",), add_timing),
 }
 
 COMMANDS: dict[str, Command | Group] = {
@@ -83,6 +96,7 @@ COMMANDS: dict[str, Command | Group] = {
         "RECIPE is pico or pico-llama.",
     ),
     "solve": Group("solve a regression problem, with a certificate", PROBLEMS),
+    "audit": Group("say what gradients, updates, attention maps and times give away", AUDITS),
 }
 
 

@@ -1,0 +1,17 @@
+"""Audit: what gradients, updates, attention maps and times give away.   (floor 5 · audit)
+
+    families.py  where a transformers model keeps its embeddings, norms, maps and head
+    front.py     the way from token ids to a layer's queries, keys and values, in pieces
+    leakage/     texts from gradients and updates, and what would prevent it
+    report/      the result of any audit, as HTML, as JSON, as a gate
+    attention/   from attention maps back to tokens
+    timing.py    from how long a model takes to what it was asked
+
+Works on transformers' models (extra `hf`), never on the engine.
+"""
+
+from winnow.audit.attention import attention
+from winnow.audit.leakage import gradients
+from winnow.audit.timing import timing
+
+__all__ = ["attention", "gradients", "timing"]

@@ -1,0 +1,212 @@
+"""Audit: an attack between its controls, and the matrix of defences.   (floor 5 · audit)
+
+Each audit first attacks the plain gradient of a text that it planted itself, which must be found, and noise
+of the gradient's shapes, in which nothing may be found. Where either fails the audit is void.
+
+Does not show: that what this attack misses is safe. It reads exact spans and certifies; an attacker who
+guesses by a language model, or fits continuously, needs less.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from winnow.audit.front import Front
+from winnow.audit.leakage.attack import Recovery, span_attack
+from winnow.audit.leakage.batches import Texts, check_texts, gradients_of, loss_of
+from winnow.audit.leakage.defences import CLIP, Defence, read_defence
+from winnow.audit.leakage.score import Score, score
+from winnow.base.errors import UsageError
+from winnow.base.rng import generator
+from winnow.linalg.privacy import Account, Release, account
+
+PLANTED_TOKENS = 8
+DOES_NOT_SHOW = (
+    "That what was not found is safe: the attack reads exact spans; attackers who guess by a language model "
+    "or fit continuously need less. Nor what other updates of the same texts would add."
+)
+
+
+@final
+@dataclass(frozen=True)
+class Controls:
+    """Whether the planted text was found, and whether noise yielded one."""
+
+    planted_found: bool
+    noise_found: bool
+
+    @property
+    def are_held(self) -> bool:
+        """Whether the audit means anything."""
+        return self.planted_found and not self.noise_found
+
+
+@final
+@dataclass(frozen=True)
+class Audit:
+    """One audit of one gradient. `score` is None where the truth is not known."""
+
+    defence: str
+    recovery: Recovery
+    score: Score | None
+    controls: Controls
+
+    @property
+    def verdict(self) -> str:
+        """One word: void, exposed (a whole text), partly exposed, or nothing found."""
+        whole = self.recovery.is_certified if self.score is None else self.score.exact_match > 0
+        some = bool(self.recovery.texts) if self.score is None else self.score.token_recall > 0
+        if not self.controls.are_held:
+            return "void"
+        return "exposed" if whole else "partly exposed" if some else "nothing found"
+
+    def as_json(self) -> dict[str, object]:
+        """Return what the report holds, without any text."""
+        found = self.recovery
+        return {
+            "verdict": self.verdict,
+            "exact_match": None if self.score is None else self.score.exact_match,
+            "token_recall": None if self.score is None else self.score.token_recall,
+            "last_token": None if self.score is None else self.score.last_token,
+            "seconds": found.seconds,
+            "controls": {
+                "planted_found": self.controls.planted_found,
+                "noise_found": self.controls.noise_found,
+            },
+            "certificate": found.certificate,
+            "is_certified": found.is_certified,
+            "n_texts": len(found.texts),
+            "n_tokens": sum(map(len, found.texts)),
+            "ranks": list(found.ranks),
+            "reason": found.reason,
+            "defence": self.defence,
+            "does_not_show": DOES_NOT_SHOW,
+        }
+
+
+def gradients(
+    model: nn.Module, texts: Texts, *, defence: str | Defence = "none", seed: int = 0, longest: int = 512
+) -> Audit:
+    """Return what the gradient of `model` on `texts`, defended by `defence`, gives away.
+
+    `model` is a causal model of transformers, `texts` are token ids. The attacker knows the weights, and the
+    noise where there is some. Costs three attacks: the planted text, noise, and the audit's own. With
+    ``sum=K`` the texts are taken as K batches in one gradient. Raises UsageError for texts that mean nothing
+    and ModelError for a model of another family.
+    """
+    chosen = read_defence(defence) if isinstance(defence, str) else defence
+    front = Front.of(model)
+    check_texts(texts, front.n_tokens)
+    rng = generator(seed)
+    controls = run_controls(model, seed)
+    given = chosen.gradients(model, texts, rng)
+    noise = chosen.noise * CLIP / len(texts) or None
+    found = span_attack(model, given, noise=noise, longest=longest)
+    return Audit(chosen.label, found, score(found.texts, texts), controls)
+
+
+def audit_given(model: nn.Module, given: Mapping[str, Tensor], *, seed: int = 0, longest: int = 512) -> Audit:
+    """Return what gradients that somebody made give away; the truth is not known, the certificate speaks.
+
+    An update is a gradient times a negative step: where the gradients as given make no certified text, their
+    negatives are tried. Raises as `gradients` does.
+    """
+    controls = run_controls(model, seed)
+    found = span_attack(model, given, longest=longest)
+    if not found.is_certified:
+        turned = span_attack(model, {name: -g for name, g in given.items()}, longest=longest)
+        found = turned if turned.is_certified else found
+    return Audit("as given", found, None, controls)
+
+
+def run_controls(model: nn.Module, seed: int) -> Controls:
+    """Attack the gradient of a planted random text, and noise of its shapes and sizes."""
+    rng = generator(seed)
+    front = Front.of(model)
+    n_tokens = min(PLANTED_TOKENS, front.n_positions or PLANTED_TOKENS, front.width // 3)
+    secret = torch.randint(0, front.n_tokens, (n_tokens,), generator=rng).tolist()
+    was_training = model.training
+    plain = gradients_of(model.eval(), [secret])
+    model.train(was_training)
+    planted = span_attack(model, plain, longest=2 * n_tokens)
+    noise = {
+        name: float(g.square().mean().sqrt()) * torch.randn(g.shape, generator=rng)
+        for name, g in plain.items()
+    }
+    nothing = span_attack(model, noise, longest=2 * n_tokens)
+    return Controls(tuple(secret) in planted.texts, bool(nothing.texts))
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """One defence: what was found, both epsilons, the bound, and the loss that training reaches.
+
+    `account` is None without noise: no epsilon is finite. `bound` is the most that any attacker raises the
+    right guess of one token to, from the model's own `prior`; 1 without noise.
+    """
+
+    audit: Audit
+    account: Account | None
+    bound: float
+    loss_before: float
+    loss_after: float
+
+
+@final
+@dataclass(frozen=True)
+class Training:
+    """What the matrix assumes of the run whose gradients are audited: `steps` releases, each of a sample."""
+
+    steps: int = 1
+    rate: float = 1.0
+    delta: float = 1e-5
+    step_size: float = 0.05
+    trained_steps: int = 5
+
+
+def defence_matrix(
+    model: nn.Module, texts: Texts, defences: Sequence[str], training: Training | None = None, seed: int = 0
+) -> tuple[Row, ...]:
+    """Return a row per defence: recovery, epsilons, bound, and the loss of a few steps with its gradients.
+
+    The prior is the model's geometric mean probability of a token of `texts`. `model` is left as it was.
+    Costs an audit and `trained_steps` gradients per defence. Raises UsageError for an unknown defence.
+    """
+    if not defences:
+        raise UsageError("no defence is named; expected at least one, such as none.")
+    chosen = [read_defence(each) for each in defences]
+    plan = Training() if training is None else training
+    with torch.no_grad():
+        before = float(loss_of(model, texts))
+    prior = math.exp(-before)
+    rows = []
+    for each in chosen:
+        audit = gradients(model, texts, defence=each, seed=seed)
+        known = account(Release(each.noise, plan.rate, plan.steps), plan.delta) if each.noise else None
+        bound = 1.0 if known is None else known.recovery(min(max(prior, 1e-12), 1 - 1e-12))
+        rows.append(Row(audit, known, bound, before, _trained(model, texts, each, plan, seed)))
+    return tuple(rows)
+
+
+def _trained(model: nn.Module, texts: Texts, defence: Defence, plan: Training, seed: int) -> float:
+    """Return the loss behind a few steps of defended gradient descent; the weights are put back."""
+    rng = generator(seed + 1)
+    named = dict(model.named_parameters())
+    kept = {name: p.detach().clone() for name, p in named.items()}
+    try:
+        for _ in range(plan.trained_steps):
+            given = defence.gradients(model, texts, rng)
+            with torch.no_grad():
+                for name, g in given.items():
+                    named[name].sub_(plan.step_size * g)
+        with torch.no_grad():
+            return float(loss_of(model, texts))
+    finally:
+        with torch.no_grad():
+            for name, value in kept.items():
+                named[name].copy_(value)

@@ -1,0 +1,130 @@
+"""The span attack: finds whole texts in gradients, finds none in noise, and says what it cannot see."""
+
+import pytest
+import torch
+
+from tests.audit.models import CAUSAL, VOCABULARY, tiny
+from winnow.audit.front import Front
+from winnow.audit.leakage import gradients_of, score, span_attack
+from winnow.audit.leakage.attack import position_rows, token_rows
+from winnow.audit.leakage.batches import check_texts
+from winnow.base.errors import ModelError, UsageError
+
+# Lengths that no block divides; the fourth is the beginning of the second, the fifth is the third again.
+LENGTHS = (6, 9, 4)
+
+
+def drawn(rng: torch.Generator, lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
+    return [torch.randint(2, VOCABULARY, (n,), generator=rng).tolist() for n in lengths]
+
+
+def awkward(rng: torch.Generator) -> list[list[int]]:
+    texts = drawn(rng)
+    return [*texts, texts[1][:5], texts[2]]
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_finds_whole_texts_with_prefixes_duplicates_and_last_tokens(family, rng):
+    model = tiny(family, rng)
+    texts = awkward(rng)
+    found = span_attack(model, gradients_of(model, texts))
+    assert sorted(found.texts) == sorted(map(tuple, texts))
+    assert found.is_certified
+    assert found.certificate < 1e-5
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_scaled_gradient_gives_away_as_much(family, rng):
+    model = tiny(family, rng)
+    texts = drawn(rng)
+    gradients = {name: g * 0.037 for name, g in gradients_of(model, texts).items()}
+    assert sorted(span_attack(model, gradients).texts) == sorted(map(tuple, texts))
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_finds_nothing_in_noise(family, rng):
+    model = tiny(family, rng)
+    noise = {n: torch.randn(p.shape, generator=rng) for n, p in model.named_parameters()}
+    found = span_attack(model, noise)
+    assert found.texts == ()
+    assert not found.is_certified
+    assert found.reason
+
+
+def test_a_text_that_occurs_thrice_with_two_ends_is_found_thrice(rng):
+    model = tiny("gpt2", rng)
+    text, other = drawn(rng, (7, 5))  # the other says what one text weighs
+    texts = [text, text, [*text[:-1], (text[-1] + 1) % VOCABULARY], other]
+    assert sorted(span_attack(model, gradients_of(model, texts)).texts) == sorted(map(tuple, texts))
+
+
+def test_a_last_token_that_is_also_an_input_is_found_with_a_tied_head(rng):
+    model = tiny("gpt2", rng)
+    (first, second) = drawn(rng, (6, 8))
+    texts = [[*first, second[2]], [*second, first[0]], [*second[:4], second[1]]]
+    assert sorted(span_attack(model, gradients_of(model, texts)).texts) == sorted(map(tuple, texts))
+
+
+def test_as_many_inputs_as_the_width_are_saturated_and_said_so(rng):
+    model = tiny("gpt2", rng)
+    texts = drawn(rng, (30,) * 9)
+    found = span_attack(model, gradients_of(model, texts))
+    assert found.texts == ()
+    assert "saturated" in found.reason
+
+
+def test_a_frozen_head_costs_the_last_tokens_alone(rng):
+    model = tiny("llama", rng)
+    texts = drawn(rng)
+    gradients = gradients_of(model, texts)
+    del gradients["lm_head.weight"]
+    found = span_attack(model, gradients)
+    assert sorted(found.texts) == sorted(tuple(text[:-1]) for text in texts)
+    assert not found.has_last_tokens
+    assert "last tokens" in found.reason
+
+
+def test_a_frozen_layer_is_said_so(rng):
+    model = tiny("opt", rng)
+    gradients = {n: g for n, g in gradients_of(model, drawn(rng)).items() if "q_proj" not in n}
+    found = span_attack(model, gradients)
+    assert (found.texts, found.reason) == (
+        (),
+        "the gradient of layer 0's query, key and value maps is not there",
+    )
+
+
+def test_embedding_rows_are_the_tokens_and_position_rows_the_length(rng):
+    texts = drawn(rng)
+    untied, learned = tiny("llama", rng), tiny("opt", rng)
+    tokens = token_rows(Front.of(untied), gradients_of(untied, texts))
+    assert set(tokens.tolist()) == {token for text in texts for token in text[:-1]}
+    assert position_rows(Front.of(learned), gradients_of(learned, texts)) == max(LENGTHS) - 1
+
+
+def test_encoders_are_refused(rng):
+    with pytest.raises(ModelError, match="reads causal models"):
+        span_attack(tiny("bert", rng), {})
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ([], "the batch is empty"),
+        ([[3, 4], [5]], "a text has 1 tokens"),
+        ([[3, VOCABULARY]], "token ids run from 3 to 211; the model knows 0 to 210"),
+        ([[-100, 3]], "token ids run from -100"),
+    ],
+)
+def test_batches_that_mean_nothing_are_refused(texts, says):
+    with pytest.raises(UsageError, match=says):
+        check_texts(texts, VOCABULARY)
+
+
+def test_each_true_text_is_counted_once(rng):
+    truth = [[1, 2, 3], [1, 2, 3], [4, 5, 6, 7]]
+    once = score([(1, 2, 3)], truth)
+    assert once.exact_match == pytest.approx(1 / 3)
+    assert once.token_recall == pytest.approx(3 / 10)
+    assert score([(4, 5, 6, 8), (1, 2, 3), (1, 2, 3), (9, 9)], truth).exact_match == pytest.approx(2 / 3)
+    assert score([], truth).token_recall == 0.0

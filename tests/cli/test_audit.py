@@ -1,0 +1,80 @@
+"""winnow audit: verdicts, redaction, exit codes, files that are broken."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.cli.conftest import assert_one_line
+from winnow.audit.leakage import gradients_of, load_model
+from winnow.cli import main
+from winnow.engine.tokenizer import Tokenizer
+
+WORDS = "The wind takes the light chaff away and leaves the heavy grain to those who wait. " * 4
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(WORDS)
+    return path
+
+
+def test_the_bundled_model_gives_its_batch_away_and_the_text_stays_hidden(text, capsys):
+    line = ["audit", "gradients", "--text", str(text), "--batch", "2", "--length", "7", "--json"]
+    assert main([*line, "--fail-if", "exact_match>0"]) == 1
+    out = capsys.readouterr().out
+    found = json.loads(out)
+    assert (found["verdict"], found["exact_match"]) == ("exposed", 1.0)
+    assert found["controls"] == {"planted_found": True, "noise_found": False}
+    assert found["certificate"] < 1e-4
+    assert "wind" not in out
+    assert main([*line, "--show-text"]) == 0
+    assert any("wind" in each for each in json.loads(capsys.readouterr().out)["texts"])
+
+
+def test_an_update_file_is_read_back(tmp_path, pico, capsys):
+    model, tokenizer = load_model(pico), Tokenizer.open(pico)
+    texts = [tokenizer.encode(WORDS, special=False)[:9]]
+    path = tmp_path / "update.safetensors"
+    save_file({n: (-0.1 * g).contiguous() for n, g in gradients_of(model, texts).items()}, path)
+    assert main(["audit", "update", str(path), "--base", str(pico), "--show-text"]) == 0
+    out = capsys.readouterr().out
+    assert "exposed" in out
+    assert "wind takes" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        ("audit", 2, "WHAT is missing, expected WHAT [TARGET]"),
+        ("audit dreams", 2, "'dreams' is no audit; expected one of gradients, update"),
+        ("audit gradients", 2, "--text is missing"),
+        ("audit gradients --text {text} --defence fog", 2, "'fog' is no defence"),
+        ("audit gradients --text {text} --fail-if soon", 2, "--fail-if 'soon' is not understood"),
+        ("audit gradients --text {text} --length 1", 2, "a text has 1 tokens; expected at least 2"),
+        ("audit gradients --text {text} --batch 999", 3, "tokens, expected 23976 for --batch 999"),
+        ("audit gradients --text {none}", 3, "cannot be read"),
+        ("audit gradients {none} --text {text}", 3, "none.txt"),
+        ("audit update", 2, "the update file is missing"),
+        ("audit update {none}", 3, "cannot be read"),
+        ("audit update {text}", 3, "is no whole safetensors file"),
+        ("audit update {pickle}", 3, "is a pickle or an archive, which is never opened"),
+    ],
+)
+def test_what_cannot_be_audited_is_one_line_and_a_code(line, code, says, text, tmp_path, winnow):
+    pickle = tmp_path / "update.pt"
+    pickle.write_bytes(b"\x80\x04\x95cbuiltins\nexec\n")
+    words = line.format(text=text, none=tmp_path / "none.txt", pickle=pickle).split()
+    assert_one_line(winnow(*words), code, says)
+
+
+def test_nan_in_an_update_is_refused(tmp_path, pico, capsys):
+    model = load_model(pico)
+    tensors = {name: p.detach().clone() for name, p in model.named_parameters()}
+    next(iter(tensors.values())).view(-1)[5] = torch.nan
+    save_file(tensors, tmp_path / "update.safetensors")
+    assert main(["audit", "update", str(tmp_path / "update.safetensors")]) == 3
+    assert "holds NaN or infinity" in capsys.readouterr().err
