@@ -57,7 +57,7 @@ def end_texts(model: nn.Module, layout: Layout, tree: Tree, gradients: Mapping[s
         return None
     with torch.enable_grad():
         run = _Run.of(model, layout, tree)
-    observed = layout.head.matrix(gradients).mT.double()
+    observed = layout.head.matrix(gradients).mT.float()
     weights = _weights(run, observed, layout.is_tied)
     if weights is None:
         return None
@@ -124,15 +124,17 @@ def _places(tree: Tree) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
-def _weights(run: _Run, observed: Float64[Tensor, "V D"], is_tied: bool) -> tuple[Tensor, float] | None:
+def _weights(run: _Run, observed: Float[Tensor, "V D"], is_tied: bool) -> tuple[Tensor, float] | None:
     """Return how many texts pass through each node, and the loss's scale."""
-    chances = run.logits.detach().double().softmax(1)
+    chances = run.logits.detach().softmax(1)
     ordinary = torch.ones(len(observed), dtype=torch.bool)
     ordinary[list(set(run.tree.tokens))] = False  # inputs, where tied; labels of their predecessors
     rows = ordinary.nonzero().squeeze(1)
     rows = rows[:: max(len(rows) // ORDINARY_ROWS, 1)]
-    expected = (chances[:, rows].mT @ run.states).norm(dim=1)
-    sizes = observed[rows].norm(dim=1) / expected.clamp(min=1e-300)
+    chances, observed = chances[:, rows].double(), observed[rows].double()  # from here on, of these rows
+    rows = torch.arange(len(rows))
+    expected = (chances.mT @ run.states).norm(dim=1)
+    sizes = observed.norm(dim=1) / expected.clamp(min=1e-300)
     rows = rows[sizes <= LABELLED * sizes.median()] if len(rows) else rows
     weights = torch.zeros(0)
     for _ in range(FITS):
@@ -172,12 +174,15 @@ def _with_last_tokens(
     tree = run.tree
     known = [(p, tree.tokens[n], int(counts[n])) for n, p in enumerate(tree.parents) if p >= 0 and counts[n]]
     last = ends.nonzero().squeeze(1)
-    solve = torch.linalg.pinv(run.states[last])  # (D, S)
-    chances = run.logits.detach().double().softmax(1)
-    explained = chances.mT @ (counts[:, None] * run.states)
+    inverse = torch.linalg.pinv(run.states[last])  # (D, S)
+    along = (run.states @ inverse).float()
+    solve = inverse.float()  # the coefficients are whole numbers: float32 tells them apart
+    # (V, S): how often the token ends the text
+    coefficients = (
+        run.logits.detach().float().softmax(1).mT @ (counts[:, None] * along) - observed @ solve / unit
+    )
     for node, token, times in known:
-        explained[token] -= times * run.states[node]
-    coefficients = -(observed / unit - explained) @ solve  # (V, S): how often the token ends the text
+        coefficients[token] -= times * along[node]
     labels = _likeliest(coefficients, ends[last])
     gradients: dict[str, Tensor] = {}
     for _ in range(SETTLED):
@@ -187,8 +192,8 @@ def _with_last_tokens(
         for place, token, times in labels:
             given[token, place] += times
         assert run.layout.head is not None
-        made = run.layout.head.matrix(gradients).mT.double()
-        better = _likeliest(given - (observed - made) / unit @ solve, ends[last])
+        made = run.layout.head.matrix(gradients).mT.float()
+        better = _likeliest(given - (observed - made) @ solve / unit, ends[last])
         if better == labels:
             break
         labels = better
@@ -197,7 +202,7 @@ def _with_last_tokens(
 
 
 def _likeliest(
-    coefficients: Float64[Tensor, "V places"], ends: Int64[Tensor, " places"]
+    coefficients: Float[Tensor, "V places"], ends: Int64[Tensor, " places"]
 ) -> list[tuple[int, int, int]]:
     """Return (place, token, times): for each place as many last tokens as texts end there."""
     found = []
