@@ -37,14 +37,16 @@ PROBLEMS = {
 
 AUDITS = {
     "gradients": Command(
-        "what a gradient of MODEL on a text gives away, under one defence or several",
+        "say what a gradient of MODEL on a text gives away",
         ("[MODEL]",),
         add_gradients,
         "A control that fails makes the audit void, and the exit code 1.",
     ),
-    "update": Command("what an update file gives away", ("FILE",), add_update, "FILE is safetensors."),
-    "attention": Command("which text a file of attention maps gives away", ("[MODEL]",), add_attention),
-    "timing": Command("whether times or active neurons reveal a prompt's topic", ("[MODEL]",), add_timing),
+    "update": Command("say what an update file gives away", ("FILE",), add_update, "FILE is safetensors."),
+    "attention": Command("say which text a file of attention maps gives away", ("[MODEL]",), add_attention),
+    "timing": Command(
+        "say whether times or active neurons reveal a prompt's topic", ("[MODEL]",), add_timing
+    ),
 }
 
 COMMANDS: dict[str, Command | Group] = {
