@@ -8,8 +8,9 @@ With N = |q|^2 |k|^2 of the vectors so lengthened, D features, and every weight 
     tensor        mean x^p; variance <= (2 + 3^p) / D * N^p, see `tensor_variance`: hashed, convolved
     nonnegative   never negative, biased upward: mean x^p + the product's variance for p / 2 and sqrt(D)
 
-For p = 4 the bias could be taken back exactly, by states of degree 2; tried at 1,024 features, where the
-true weights are near 1, it left weights between -1.3 and 4, useless for attention, and is not offered.
+For p = 4 the bias could be taken back exactly, by states of degree 2; tried at 1,024 features, where the true
+weights are near 1, single seeds left weights down to -1.3 and means of 0.06 to 3.6, useless for attention,
+and is not offered.
 
 Cost per vector: product and nonnegative ``p D E``, tensor ``p (E + D log D)`` operations. The maps are drawn
 from the seed and the width alone, so that equal seeds give equal bits. The nonnegative one is after
