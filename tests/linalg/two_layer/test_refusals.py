@@ -64,3 +64,13 @@ def test_other_real_numbers_are_taken_as_float64(kind):
 def test_tensors_and_lists_are_taken_too():
     lists = two_layer(A1.tolist(), torch.from_numpy(A2), tuple(B), 0.5)
     assert lists.loss == two_layer(A1, A2, B, 0.5).loss
+
+
+def test_a_singular_problem_is_refused_where_the_processor_takes_subnormals_for_zero():
+    was_on = float(torch.tensor([1e-40]) * 1) == 0
+    torch.set_flush_denormal(True)  # as some libraries do, for the rest of the process
+    try:
+        with pytest.raises(UsageError, match="is singular"):
+            two_layer(A1, A2, B, method="w2")
+    finally:
+        torch.set_flush_denormal(was_on)

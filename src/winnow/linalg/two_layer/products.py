@@ -85,12 +85,13 @@ class Products:
         0, then ``1e-14`` of the largest diagonal entry, then tenfold. M^3 / 3 operations per try.
         """
         damping, unit = 0.0, np.eye(len(matrix))
-        scale = max(float(np.abs(np.diagonal(matrix)).max()), np.finfo(np.float64).tiny)
+        # Never a subnormal number: a processor that takes those for 0 would try 0 for ever.
+        first = max(FIRST_JITTER * float(np.abs(np.diagonal(matrix)).max()), np.finfo(np.float64).tiny)
         while True:
             factor = matrix + damping * unit
             if self._passes.cholesky(factor) == len(matrix):
                 return np.triu(factor), damping
-            damping = 10.0 * damping if damping else FIRST_JITTER * scale
+            damping = 10.0 * damping if damping else first
 
     def solve(self, factor: Square, vectors: Float[np.ndarray, "_ M"], *, both: bool) -> np.ndarray:
         """Return ``inv(R) v`` for each vector, or ``inv(R^T R) v`` where `both` is set."""
