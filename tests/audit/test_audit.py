@@ -29,11 +29,11 @@ from winnow.base.errors import ModelError, ResourceError, UsageError
 @pytest.mark.parametrize("family", CAUSAL)
 def test_an_audit_finds_its_planted_text_and_nothing_in_noise(family, rng):
     found = gradients(tiny(family, rng), drawn(rng))
-    assert found.controls.are_held
+    assert not found.controls.failures
     assert (found.verdict, found.score.exact_match) == ("exposed", 1.0)
-    wanted = {"verdict", "exact_match", "token_recall", "seconds", "controls", "certificate"}
-    assert wanted <= found.as_json().keys()
-    assert found.as_json()["controls"] == {"planted_found": True, "noise_found": False}
+    finding = found.finding("a gradient")
+    assert (finding.headline, finding.exact_match, finding.token_recall) == ("exposed", 1.0, 1.0)
+    assert {piece.token_ids for piece in finding.recovered} == set(found.recovery.texts)
 
 
 def test_an_audit_whose_control_fails_is_void(rng, monkeypatch):
@@ -41,7 +41,7 @@ def test_an_audit_whose_control_fails_is_void(rng, monkeypatch):
     with torch.no_grad():
         model.transformer.h[0].attn.c_attn.weight.zero_()  # nothing flows back to the embeddings' readers
         model.transformer.h[0].attn.c_proj.weight.zero_()
-    assert gradients(model, drawn(rng)).verdict == "void"
+    assert gradients(model, drawn(rng)).finding("a gradient").headline.startswith("void: ")
 
 
 @pytest.mark.parametrize("defence", ["clip=0.01", "bf16", "freeze=wpe", "sum=1"])

@@ -28,11 +28,11 @@ def test_the_bundled_model_gives_its_batch_away_and_the_text_stays_hidden(text, 
     out = capsys.readouterr().out
     found = json.loads(out)
     assert (found["verdict"], found["exact_match"]) == ("exposed", 1.0)
-    assert found["controls"] == {"planted_found": True, "noise_found": False}
-    assert found["certificate"] < 1e-4
+    assert (found["controls"]["planted_found"], found["controls"]["noise_found"]) == (True, False)
+    assert found["certificate"]["relative_error"] < 1e-4
     assert "wind" not in out
     assert main([*line, "--show-text"]) == 0
-    assert any("wind" in each for each in json.loads(capsys.readouterr().out)["texts"])
+    assert any("wind" in each["text"] for each in json.loads(capsys.readouterr().out)["recovered"])
 
 
 def test_an_update_file_is_read_back(tmp_path, pico, capsys):
@@ -53,7 +53,7 @@ def test_an_update_file_is_read_back(tmp_path, pico, capsys):
         ("audit dreams", 2, "'dreams' is no audit command; expected one of gradients"),
         ("audit gradients", 2, "required: --text"),
         ("audit gradients --text {text} --defence fog", 2, "'fog' is no defence"),
-        ("audit gradients --text {text} --fail-if soon", 2, "--fail-if 'soon' is not understood"),
+        ("audit gradients --text {text} --fail-if soon", 2, "'soon' is no condition"),
         ("audit gradients --text {text} --length 1", 2, "a text has 1 tokens; expected at least 2"),
         ("audit gradients --text {text} --batch 999", 3, "tokens, expected 23976 for --batch 999"),
         ("audit gradients --text {none}", 3, "cannot be read"),

@@ -2,8 +2,9 @@
 
     families.py  where a transformers model keeps its embeddings, norms, maps and head
     front.py     the way from token ids to a layer's queries, keys and values, in pieces
-    leakage/     texts from gradients and updates, and what would prevent it
+    model.py     a model in a directory, opened without running what lies there
     report/      the result of any audit, as HTML, as JSON, as a gate
+    leakage/     texts from gradients and updates, and what would prevent it
     attention/   from attention maps back to tokens
     timing.py    from how long a model takes to what it was asked
 

@@ -3,15 +3,11 @@
 import argparse
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-from transformers.utils import logging
-
-from winnow.audit.report import Condition, Finding, as_html, as_json, exit_code
+from winnow.audit.model import open_model
+from winnow.audit.report import Cell, Condition, Finding, as_html, as_json, exit_code
 from winnow.base.errors import ModelError, UsageError
 from winnow.base.files import replacing
-from winnow.cli.show import share, show_json, show_pairs
+from winnow.cli.show import share, show_json, show_pairs, show_table
 from winnow.engine.checkpoint import find_directory
 from winnow.engine.tokenizer import Tokenizer
 
@@ -35,11 +31,19 @@ def show_finding(finding: Finding, arguments: argparse.Namespace) -> int:
             ("tokens read back", share(finding.token_recall)),
             ("planted secret", "found" if controls.planted_found else "not found"),
             ("secret in noise", "found" if controls.noise_found else "none"),
-            *((key.replace("_", " "), str(value)) for key, value in finding.certificate.items()),
+            *((key.replace("_", " "), _shown(value)) for key, value in finding.certificate.items()),
+            *((key.replace("_", " "), _shown(value)) for key, value in finding.details.items()),
             *texts,
+            ("does not show", finding.does_not_show[0]),
         ],
     )
+    for table in finding.tables:
+        show_table(table.title, table.columns, [[_shown(cell) for cell in row] for row in table.rows])
     return code
+
+
+def _shown(cell: Cell) -> str:
+    return "-" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
 def check_report_options(arguments: argparse.Namespace) -> None:
@@ -53,23 +57,10 @@ def check_report_options(arguments: argparse.Namespace) -> None:
 def open_transformer(arguments: argparse.Namespace) -> tuple[Any, Tokenizer | None]:
     """Return transformers' model of MODEL in fp32, and the tokenizer where the directory has one.
 
-    Weights are read from safetensors alone and code beside them is never imported. Raises ModelError for what
-    transformers cannot open.
+    Raises ModelError for what transformers cannot open.
     """
     directory = find_directory(arguments.model or "pico", offline=arguments.offline)
-    logging.disable_progress_bar()  # errors stay one line
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-        is_causal = any("CausalLM" in name or "LMHead" in name for name in config.architectures or ())
-        kind = AutoModelForCausalLM if is_causal or not config.architectures else AutoModel
-        model = kind.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        ).eval()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"{directory} is no model that transformers opens ({reason}). Check MODEL."
-        ) from None
+    model = open_model(directory)
     try:
         return model, Tokenizer.open(directory)
     except ModelError:

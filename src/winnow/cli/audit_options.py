@@ -28,37 +28,13 @@ def add_gradients(parser: Parser) -> None:
         metavar="NAME",
         help="none, clip=C, noise=S, bf16, int8, top-k=F, dropout, freeze=NAME, sum=K; several make a matrix",
     )
-    add("--fail-if", metavar="CONDITION", help="exit with 1 where it holds: 'exact_match>0'")
-    _add_shared(parser)
+    _add_report(parser)
 
 
 def add_update(parser: Parser) -> None:
     """Add what `winnow audit update` takes."""
     parser.add_argument("--base", metavar="MODEL", help="the model that the update changes (pico)")
-    _add_shared(parser)
-
-
-def _add_shared(parser: Parser) -> None:
-    """Add what every audit takes."""
-    add = parser.add_argument
-    add("--show-text", action="store_true", help="print what was recovered; left out, only how much")
-    add("--seed", type=whole, default=0, metavar="S", help="of planted texts and noise (0)")
-    add("--offline", action="store_true", help="never reach for the network")
-    add_json(parser)
-
-
-def _add_report(parser: Parser) -> None:
-    """Add what the audits take that end in a report."""
-    add = parser.add_argument
-    add("--html", type=Path, metavar="FILE", help="write the report as one page that loads nothing")
-    add(
-        "--fail-if",
-        action="append",
-        default=[],
-        metavar="CONDITION",
-        help="exit with 1 if the finding meets it, such as exact_match>0; may be repeated",
-    )
-    _add_shared(parser)
+    _add_report(parser)
 
 
 def add_attention(parser: Parser) -> None:
@@ -88,6 +64,23 @@ def add_timing(parser: Parser) -> None:
     add("--threads", type=int, metavar="N", help="default: the processors at hand")
     parser.set_defaults(head_dtype=None, check_tensors=False)
     _add_report(parser)
+
+
+def _add_report(parser: Parser) -> None:
+    """Add what every audit takes."""
+    add = parser.add_argument
+    add("--html", type=Path, metavar="FILE", help="write the report as one page that loads nothing")
+    add(
+        "--fail-if",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="exit with 1 if the finding meets it, such as exact_match>0; may be repeated",
+    )
+    add("--show-text", action="store_true", help="print what was recovered; left out, only how much")
+    add("--seed", type=whole, default=0, metavar="S", help="of planted texts and noise (0)")
+    add("--offline", action="store_true", help="never reach for the network")
+    add_json(parser)
 
 
 def topic_of(text: str) -> tuple[str, Path]:

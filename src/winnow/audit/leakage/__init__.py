@@ -16,7 +16,15 @@ update.py      files: read, checked, audited
 """
 
 from winnow.audit.leakage.attack import Recovery, span_attack
-from winnow.audit.leakage.audit import Audit, Row, Training, audit_given, defence_matrix, gradients
+from winnow.audit.leakage.audit import (
+    Audit,
+    Row,
+    Training,
+    audit_given,
+    defence_matrix,
+    gradients,
+    matrix_finding,
+)
 from winnow.audit.leakage.batches import gradients_of
 from winnow.audit.leakage.defences import Defence, read_defence
 from winnow.audit.leakage.meters import identifiability, implied, noise_of
@@ -39,6 +47,7 @@ __all__ = [
     "identifiability",
     "implied",
     "load_model",
+    "matrix_finding",
     "noise_of",
     "precheck",
     "read_defence",

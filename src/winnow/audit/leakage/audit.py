@@ -8,7 +8,7 @@ guesses by a language model, or fits continuously, needs less.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -20,29 +20,28 @@ from winnow.audit.leakage.attack import Recovery, span_attack
 from winnow.audit.leakage.batches import Texts, check_texts, gradients_of, loss_of
 from winnow.audit.leakage.defences import CLIP, Defence, read_defence
 from winnow.audit.leakage.score import Score, score
+from winnow.audit.report import Controls, Finding, Recovered, Table
 from winnow.base.errors import UsageError
 from winnow.base.rng import generator
 from winnow.linalg.privacy import Account, Release, account
 
 PLANTED_TOKENS = 8
+MATRIX = (
+    "defence",
+    "verdict",
+    "exact match",
+    "token recall",
+    "epsilon, server",
+    "epsilon, final model",
+    "recovery bound",
+    "loss before",
+    "loss after",
+)
 DOES_NOT_SHOW = (
     "That what was not found is safe: the attack reads exact spans; attackers who guess by a language model "
-    "or fit continuously need less. Nor what other updates of the same texts would add."
+    "or fit continuously need less.",
+    "What other updates of the same texts would add.",
 )
-
-
-@final
-@dataclass(frozen=True)
-class Controls:
-    """Whether the planted text was found, and whether noise yielded one."""
-
-    planted_found: bool
-    noise_found: bool
-
-    @property
-    def are_held(self) -> bool:
-        """Whether the audit means anything."""
-        return self.planted_found and not self.noise_found
 
 
 @final
@@ -57,35 +56,42 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """One word: void, exposed (a whole text), partly exposed, or nothing found."""
+        """Whether a whole text was found, a part, or nothing."""
         whole = self.recovery.is_certified if self.score is None else self.score.exact_match > 0
         some = bool(self.recovery.texts) if self.score is None else self.score.token_recall > 0
-        if not self.controls.are_held:
-            return "void"
         return "exposed" if whole else "partly exposed" if some else "nothing found"
 
-    def as_json(self) -> dict[str, object]:
-        """Return what the report holds, without any text."""
-        found = self.recovery
-        return {
-            "verdict": self.verdict,
-            "exact_match": None if self.score is None else self.score.exact_match,
-            "token_recall": None if self.score is None else self.score.token_recall,
-            "last_token": None if self.score is None else self.score.last_token,
-            "seconds": found.seconds,
-            "controls": {
-                "planted_found": self.controls.planted_found,
-                "noise_found": self.controls.noise_found,
-            },
-            "certificate": found.certificate,
-            "is_certified": found.is_certified,
-            "n_texts": len(found.texts),
-            "n_tokens": sum(map(len, found.texts)),
-            "ranks": list(found.ranks),
-            "reason": found.reason,
+    def finding(self, subject: str, decode: Callable[[list[int]], str] | None = None) -> Finding:
+        """Return the result in the form that all audits share; `decode` makes text of token ids.
+
+        Where the truth is not known, what the certificate covers counts as found whole.
+        """
+        found, score = self.recovery, self.score
+        certified = 1.0 if found.is_certified and found.texts else 0.0
+        pieces = [
+            Recovered(f"text {i}", len(ids), decode(list(ids)) if decode else " ".join(map(str, ids)), ids)
+            for i, ids in enumerate(found.texts, 1)
+        ]
+        details = {
             "defence": self.defence,
-            "does_not_show": DOES_NOT_SHOW,
+            "texts": len(found.texts),
+            "last_token": None if score is None else score.last_token,
+            "distinct_inputs": ", ".join(map(str, found.ranks)) or None,
+            "because": found.reason or None,
         }
+        return Finding(
+            audit="gradients" if score else "update",
+            subject=subject,
+            verdict=self.verdict,
+            exact_match=score.exact_match if score else certified,
+            token_recall=score.token_recall if score else certified,
+            seconds=found.seconds,
+            controls=self.controls,
+            certificate={"relative_error": found.certificate, "is_certified": found.is_certified},
+            does_not_show=DOES_NOT_SHOW,
+            recovered=tuple(pieces),
+            details={key: value for key, value in details.items() if value is not None},
+        )
 
 
 def gradients(
@@ -191,6 +197,32 @@ def defence_matrix(
         bound = 1.0 if known is None else known.recovery(min(max(prior, 1e-12), 1 - 1e-12))
         rows.append(Row(audit, known, bound, before, _trained(model, texts, each, plan, seed)))
     return tuple(rows)
+
+
+def matrix_finding(rows: Sequence[Row], subject: str) -> Finding:
+    """Return the matrix as one finding, as bad as its worst row; no text is kept in it."""
+    audits = [row.audit for row in rows]
+    scores = [audit.score for audit in audits if audit.score is not None]
+    exposed = [audit.defence for audit in audits if audit.verdict != "nothing found"]
+    return Finding(
+        audit="gradients",
+        subject=subject,
+        verdict=f"exposed under {', '.join(exposed)}" if exposed else "nothing found",
+        exact_match=max(score.exact_match for score in scores),
+        token_recall=max(score.token_recall for score in scores),
+        seconds=sum(audit.recovery.seconds for audit in audits),
+        controls=audits[0].controls,  # of the model and the seed, the same in every row
+        certificate={},
+        does_not_show=DOES_NOT_SHOW,
+        tables=(Table("one gradient under each defence", MATRIX, tuple(map(_cells, rows))),),
+    )
+
+
+def _cells(row: Row) -> tuple[str | float | None, ...]:
+    score, known = row.audit.score, row.account
+    found = (None, None) if score is None else (score.exact_match, score.token_recall)
+    epsilons = (None, None) if known is None else (known.server, known.final_model)
+    return row.audit.defence, row.audit.verdict, *found, *epsilons, row.bound, row.loss_before, row.loss_after
 
 
 def _trained(model: nn.Module, texts: Texts, defence: Defence, plan: Training, seed: int) -> float:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from winnow.audit.families import check_vocabulary, parameters_of, read_layout
+from winnow.audit.model import open_model
 from winnow.base.errors import ModelError
 
 PICKLE_MARKS = (b"\x80", b"PK\x03\x04", b"\x1f\x8b")
@@ -19,27 +20,10 @@ NEAR = 0.5  # of a base's length: what differs by less are new weights, not a di
 
 
 def load_model(directory: Path) -> nn.Module:
-    """Return the causal model of transformers in `directory`, in float32, for evaluation.
-
-    Reads safetensors alone and runs no code of the directory's. Raises ModelError for what cannot be read.
-    """
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415 (an optional extra; the attacks need none)
-    from transformers.utils import logging  # noqa: PLC0415
-
-    has_bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"{directory} cannot be opened by transformers: {said[0]}") from None
-    finally:
-        if has_bar:
-            logging.enable_progress_bar()
+    """Return the model in `directory`, if its gradients can be audited; raises ModelError otherwise."""
+    model = open_model(directory)
     check_vocabulary(read_layout(model), parameters_of(model))
-    return model.eval()
+    return model
 
 
 def read_update(path: Path, model: nn.Module) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ gate.py      conditions such as exact_match>0
 page.py      the HTML file and the JSON object
 """
 
-from winnow.audit.report.finding import Controls, Finding, Recovered, Table
+from winnow.audit.report.finding import Cell, Controls, Finding, Recovered, Table
 from winnow.audit.report.gate import Condition, exit_code
 from winnow.audit.report.page import as_html, as_json
 from winnow.audit.report.plots import Bar, Bars
@@ -20,6 +20,7 @@ from winnow.audit.report.plots import Bar, Bars
 __all__ = [
     "Bar",
     "Bars",
+    "Cell",
     "Condition",
     "Controls",
     "Finding",
