@@ -75,7 +75,7 @@ def write(path: Path, how: str) -> Path:
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("cut.npy", "no plain .npy"),
+        ("cut.npy", "no array in a .npy file"),
         ("cut.safetensors", "no whole safetensors"),
         ("archive.safetensors", "pickle or an archive"),
         ("two.safetensors", "2 tensors"),
@@ -95,7 +95,7 @@ def test_a_pickled_array_is_refused_and_not_run(winnow, saved, tmp_path):
     header += b" " * (118 - len(header) - 1) + b"\n"
     code = f"cbuiltins\nopen\n(S'{ran}'\nS'w'\ntR.".encode()
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + code)
-    assert_one_line(winnow("audit", "attention", saved, "--maps", path), 3, "no plain .npy")
+    assert_one_line(winnow("audit", "attention", saved, "--maps", path), 3, "no array in a .npy file")
     assert not ran.exists()
 
 

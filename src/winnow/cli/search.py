@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from winnow.base.errors import ModelError, UsageError
+from winnow.base.arrays import map_array, write_array
+from winnow.base.errors import UsageError
 from winnow.base.files import replacing
 from winnow.base.progress import Progress
 from winnow.cli.failures import say
@@ -30,8 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
         bars[0].update(done)
 
     pairs = heavy_pairs(
-        _opened(first),
-        None if second is None else _opened(second),
+        map_array(first),
+        None if second is None else map_array(second),
         rho=arguments.rho,
         method=arguments.method,
         recall=arguments.recall,
@@ -55,37 +56,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _opened(name: str) -> np.ndarray:
-    """Map a .npy file into memory; nothing in it is run."""
-    try:
-        array = np.load(name, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise ModelError(f"{name} does not exist; expected a .npy file of one vector per row.") from None
-    except (OSError, ValueError, EOFError):
-        raise ModelError(f"{name} is no .npy array of numbers; write one with numpy.save.") from None
-    if not isinstance(array, np.ndarray):
-        raise ModelError(f"{name} is an archive, expected a .npy file: save one array of it by numpy.save.")
-    return array
-
-
 def _rows(pairs: Pairs) -> list[tuple[int, int, int | float]]:
     return list(zip(pairs.i.tolist(), pairs.j.tolist(), pairs.product.tolist(), strict=True))
 
 
 def _write(out: Path, pairs: Pairs) -> None:
     """Write columns i, j, product: text, or a structured array."""
-    with replacing(out) as draft:
-        if out.suffix == ".csv":
-            with draft.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(("i", "j", "product"))
-                writer.writerows(_rows(pairs))
-            return
-        kinds = [("i", np.int64), ("j", np.int64), ("product", pairs.product.dtype)]
-        table = np.empty(len(pairs), dtype=kinds)
-        table["i"], table["j"], table["product"] = pairs.i, pairs.j, pairs.product
-        with draft.open("wb") as file:
-            np.save(file, table)
+    if out.suffix == ".csv":
+        with replacing(out) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("i", "j", "product"))
+            writer.writerows(_rows(pairs))
+        return
+    kinds = [("i", np.int64), ("j", np.int64), ("product", pairs.product.dtype)]
+    table = np.empty(len(pairs), dtype=kinds)
+    table["i"], table["j"], table["product"] = pairs.i, pairs.j, pairs.product
+    write_array(out, table)
 
 
 def _show(pairs: Pairs, out: Path | None) -> None:

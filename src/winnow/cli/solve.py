@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from winnow.base.arrays import map_array, write_array
 from winnow.base.errors import ModelError, UsageError
-from winnow.base.files import replacing
 from winnow.cli import two_layer
 from winnow.cli.failures import say
 from winnow.cli.show import show_json, show_pairs
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _lstsq(arguments: argparse.Namespace) -> int:
-    a, b = _mapped(Path(arguments.a)), _mapped(Path(arguments.b))
+    a, b = map_array(arguments.a), map_array(arguments.b)
     started = time.perf_counter()
     try:
         result = lstsq(
@@ -39,8 +39,7 @@ def _lstsq(arguments: argparse.Namespace) -> int:
         raise ModelError(f"{arguments.a}, {arguments.b}: {error}") from None
     seconds = time.perf_counter() - started
     if arguments.out:
-        with replacing(arguments.out) as draft, draft.open("wb") as file:
-            np.save(file, result.x, allow_pickle=False)
+        write_array(arguments.out, np.asarray(result.x))
     if result.message and not arguments.quiet:
         say(result.message)
     if arguments.json:
@@ -48,15 +47,6 @@ def _lstsq(arguments: argparse.Namespace) -> int:
     else:
         _show(result, seconds, arguments.out)
     return 0
-
-
-def _mapped(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ModelError(
-            f"{path} is no array in a .npy file ({error}); write one with numpy.save(path, array)."
-        ) from None
 
 
 def _as_json(result: Result, seconds: float, out: Path | None) -> dict[str, object]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from winnow.base.arrays import map_array, write_array
 from winnow.base.errors import ModelError, UsageError
-from winnow.base.files import replacing
 from winnow.cli.failures import say
 from winnow.cli.show import show_json, show_pairs
 from winnow.linalg import two_layer
@@ -19,7 +19,7 @@ SHOWN = 10  # numbers of x that are printed for people
 def run(arguments: argparse.Namespace) -> int:
     """Fit, and show the solution with the reason why it is where it is."""
     paths = [Path(name) for name in (arguments.a1, arguments.a2, arguments.b)]
-    A1, A2, b = (_array(path) for path in paths)
+    A1, A2, b = map(map_array, paths)
     w = _weights(arguments.w)
     started = time.perf_counter()
     try:
@@ -30,8 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ModelError(f"{', '.join(map(str, paths))}: {error}") from None
     seconds = time.perf_counter() - started
     if arguments.out:
-        with replacing(arguments.out) as draft, draft.open("wb") as file:
-            np.save(file, found.x, allow_pickle=False)
+        write_array(arguments.out, found.x)
     if not found.converged and not arguments.quiet:
         say(found.reason)
     if arguments.json:
@@ -46,16 +45,7 @@ def _weights(text: str) -> np.ndarray | float:
     try:
         return float(text)
     except ValueError:
-        return _array(Path(text))
-
-
-def _array(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ModelError(
-            f"{path} is no array in a .npy file ({error}); write one with numpy.save(path, array)."
-        ) from None
+        return map_array(text)
 
 
 def _as_json(found: Solution, seconds: float, out: Path | None) -> dict[str, object]:

@@ -3,12 +3,12 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from winnow.base.arrays import map_array
 from winnow.base.errors import ModelError
 
 LARGEST_BYTES = 2**34
@@ -28,7 +28,11 @@ def read_maps(path: Path, layer: int = 0, name: str | None = None) -> tuple[Tens
     try:
         if path.stat().st_size > LARGEST_BYTES:
             raise ModelError(f"{path} has {path.stat().st_size} bytes; expected less than 16 GiB of maps.")
-        array = _npy(path) if path.suffix == ".npy" else _safetensors(path, layer, name)
+        array = (
+            torch.from_numpy(map_array(path).copy())
+            if path.suffix == ".npy"
+            else _safetensors(path, layer, name)
+        )
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror or error}). Check --maps.") from None
     stored = array.dtype
@@ -37,14 +41,6 @@ def read_maps(path: Path, layer: int = 0, name: str | None = None) -> tuple[Tens
     if not stored.is_floating_point:
         raise ModelError(f"{path} holds {stored}; expected floating-point maps, or grey levels in uint8.")
     return array.float(), stored
-
-
-def _npy(path: Path) -> Tensor:
-    try:
-        return torch.from_numpy(np.load(path, allow_pickle=False).copy())
-    except (ValueError, EOFError, TypeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ModelError(f"{path} is no plain .npy array ({reason}). Save numbers with numpy.save.") from None
 
 
 def _safetensors(path: Path, layer: int, name: str | None) -> Tensor:
