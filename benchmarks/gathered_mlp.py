@@ -4,15 +4,14 @@ Random weights, random lists of neurons that all fire, a different list and laye
 call reads memory and not a cache: the layers of a shape exceed 256 MB together, then 1 GB. Calls are recorded
 on a tape and run together, as a decode step runs them.
 Bytes are those of the weights that a call must read. The probe runs before and after every measurement, and
-one counts only where both read 0.85 of the best: a shared machine may halve its bandwidth from one second to
-the next, and a share of less is easily had.
+one counts only where both read nearly the same: a shared machine may halve its bandwidth from one second to
+the next. What it read decides the row that a measurement belongs to, since a share of less is easily had.
 """
 
 import itertools
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +24,12 @@ SHAPES = ((2048, 8192), (4096, 16384))  # width, neurons: OPT 1.3B and 6.7B
 DENSITIES = (0.05, 0.10, 0.20, 0.50, 1.0)
 # Twice: shared third-level caches may hold much of 256 MB; a real model rotates over more.
 ROTATIONS_BYTES = (256 << 20, 1 << 30)
-REPEATS = 9  # that count, of each case; rounds are run until they are had
-MOST_ROUNDS = 6 * REPEATS
-LEAST_REPEATS = 3  # below, nothing is recorded
+ROUNDS = 40
+LEAST_REPEATS = 5  # below, there is no row
 PROBE_BYTES = 256 << 20
 REPEAT_S = 0.04  # short, so that a disturbance spoils few repeats
-QUIET = 0.85  # a probe as a share of the best one: below, the machine was shared
+STEADY = 0.85  # the lower probe as a share of the higher one: below, the machine changed meanwhile
+STATES_GB_S = (0, 45, 60, 1000)  # bounds of probed bandwidths: this machine gives about 38, 50 and 80
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,11 @@ class Sample:
         """Bytes per second that the machine could read meanwhile, as far as is known."""
         return (self.before + self.after) / 2
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether both probes read nearly the same."""
+        return min(self.before, self.after) >= STEADY * max(self.before, self.after)
+
 
 def probe() -> float:
     return read_bandwidth(open_cpu(THREADS), PROBE_BYTES, REPEAT_S)
@@ -130,34 +134,29 @@ def measure(case: Case, counter: Iterator[int]) -> Sample:
 
 
 def rows(cases: list[Case], rotation_bytes: int) -> Iterator[dict]:
-    """Measure the cases in turns until each has REPEATS samples of a quiet machine."""
+    """Measure the cases in turns; a row for each case and each state of the machine that lasted."""
     counters = [itertools.count() for _ in cases]
     taken: list[list[Sample]] = [[] for _ in cases]
-    counted = taken
-    for _ in range(MOST_ROUNDS):
+    for _ in range(ROUNDS):
         for case, counter, samples in zip(cases, counters, taken, strict=True):
             samples.append(measure(case, counter))
-        best = max(max(each.before, each.after) for samples in taken for each in samples)
-        counted = [[s for s in samples if min(s.before, s.after) >= QUIET * best] for samples in taken]
-        if min(map(len, counted)) >= REPEATS:
-            break
-    for case, samples in zip(cases, counted, strict=True):
+    for (least, most), (case, samples) in itertools.product(
+        itertools.pairwise(STATES_GB_S), zip(cases, taken, strict=True)
+    ):
+        counted = [s for s in samples if s.is_steady and least <= s.probed / 1e9 < most]
+        if len(counted) < LEAST_REPEATS:
+            continue
         yield {
             "kernel": case.kernel,
             "shape": case.shape,
             "rotation_mb": rotation_bytes >> 20,
             "density": case.density,
-            "repeats": len(samples),
-            "gb_per_s": median(each.rate / 1e9 for each in samples),
-            "read_gb_per_s": median(each.probed / 1e9 for each in samples),
-            "bandwidth_share": median(each.rate / each.probed for each in samples),
+            "machine_reads_gb_s": f"{least} to {most}",
+            "repeats": len(counted),
+            "gb_per_s": statistics.median(each.rate / 1e9 for each in counted),
+            "read_gb_per_s": statistics.median(each.probed / 1e9 for each in counted),
+            "bandwidth_share": statistics.median(each.rate / each.probed for each in counted),
         }
-
-
-def median(numbers: Iterable[float]) -> float:
-    """Return the median, NaN of nothing."""
-    listed = list(numbers)
-    return statistics.median(listed) if listed else math.nan
 
 
 def main() -> None:
@@ -166,8 +165,7 @@ def main() -> None:
     for rotation, (width, n_neurons) in itertools.product(ROTATIONS_BYTES, SHAPES):
         sizes = width, n_neurons, rotation
         result["rows"] += rows([*mlp_cases(*sizes), linear_case(*sizes)], rotation)
-    result["machine"]["read_gb_per_s"] = median(row["read_gb_per_s"] for row in result["rows"])
-    result["void"] = min(row["repeats"] for row in result["rows"]) < LEAST_REPEATS
+    result["machine"]["read_gb_per_s"] = statistics.median(row["read_gb_per_s"] for row in result["rows"])
     record("gathered_mlp", result)
 
 
