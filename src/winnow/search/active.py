@@ -11,16 +11,19 @@ import math
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
+import scipy.sparse
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional
 
 from winnow.base.errors import UsageError
 from winnow.search.pairs import heavy_pairs
 
 BREAK_EVEN = 0.02  # active share above which gathering rows costs more than all products
 PROBED = 64  # rows of x whose active share is counted first
-GATHERED = 1 << 22  # floats gathered at a time
+GATHERED = 1 << 18  # floats gathered at a time: what stays in a core's cache
 LEAST_COSINE = 0.2
 
 
@@ -60,16 +63,33 @@ def active_neurons(
     _check(weight, x, bias)
     shift = torch.zeros(len(weight), dtype=x.dtype) if bias is None else bias.detach()
     weight, x = weight.detach(), x.detach()
+    least, note = _worth_searching(weight, x, threshold, shift)
+    if least is None:
+        return _counted(x @ weight.T + shift > threshold, note)
+    return _searched(weight, x, threshold, shift, least, recall, rng)
+
+
+def _worth_searching(
+    weight: Tensor, x: Tensor, threshold: float | int, shift: Tensor
+) -> tuple[float | None, str]:
+    """Return the least cosine to search for; None where all products are to be computed, and why."""
     least = _least_cosine(weight, x, threshold - shift)
     probed = (x[:PROBED] @ weight.T + shift > threshold).double().mean().item()
-    note = ""
     if probed > BREAK_EVEN:
-        note = f"{probed:.3f} of the pairs are active, above {BREAK_EVEN}: all products are cheaper"
-    elif not LEAST_COSINE <= least <= 1:
-        note = f"active pairs may have cosine {least:.3g}: too small to search for" if least <= 1 else ""
-    if note or least > 1:
-        rows, neurons = torch.nonzero(x @ weight.T + shift > threshold).unbind(1)
-        return Active(rows, neurons, len(rows) / (len(x) * len(weight)), 1.0, True, note)
+        return None, f"{probed:.3f} of the pairs are active, above {BREAK_EVEN}: all products are cheaper"
+    if least < LEAST_COSINE:
+        return None, f"active pairs may have cosine {least:.3g}: too small to search for"
+    return (least, "") if least <= 1 else (None, "")
+
+
+def _counted(is_active: Bool[Tensor, "B F"], note: str) -> Active:
+    rows, neurons = torch.nonzero(is_active).unbind(1)
+    return Active(rows, neurons, len(rows) / is_active.numel(), 1.0, True, note)
+
+
+def _searched(
+    weight: Tensor, x: Tensor, threshold: float | int, shift: Tensor, least: float, recall: float, rng: int
+) -> Active:
     most = max(len(x) * len(weight), 1)
     pairs = heavy_pairs(x, weight, rho=least, recall=recall, rng=rng, max_pairs=most, canaries=0)
     rows, neurons = torch.from_numpy(pairs.i.copy()), torch.from_numpy(pairs.j.copy())
@@ -97,7 +117,14 @@ class HeavyReLULinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B F"]:
         """Return the activations; those of pairs that are not active are 0."""
-        self.last = active_neurons(self.weight, x, bias=self.bias, recall=self.recall, rng=self.seed)
+        _check(self.weight, x, self.bias)
+        weight, rows, shift = self.weight.detach(), x.detach(), self.bias.detach()
+        least, note = _worth_searching(weight, rows, 0.0, shift)
+        if least is None:  # the dense layer, once: its activations say which pairs are active
+            out = torch.relu(functional.linear(x, self.weight, self.bias))
+            self.last = _counted(out.detach() > 0, note)
+            return out
+        self.last = _searched(weight, rows, 0.0, shift, least, self.recall, self.seed)
         return _ActiveLinear.apply(x, self.weight, self.bias, self.last.rows, self.last.neurons)
 
 
@@ -114,16 +141,18 @@ class _ActiveLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        """Sum the gradients over listed pairs, in pieces."""
+        """Multiply by the sparse matrix of gradients of listed pairs, which ascend by row, then neuron."""
         x, weight, rows, neurons = ctx.saved_tensors
         active = gradients[0][rows, neurons]
-        of_x, of_weight = torch.zeros_like(x), torch.zeros_like(weight)
         of_bias = weight.new_zeros(len(weight)).index_add_(0, neurons, active)
-        for part in _parts(len(rows), x.shape[1]):
-            scale = active[part, None]
-            of_x.index_add_(0, rows[part], scale * weight[neurons[part]])
-            of_weight.index_add_(0, neurons[part], scale * x[rows[part]])
-        return of_x, of_weight, of_bias, None, None
+        wide = torch.promote_types(x.dtype, torch.float32)
+        starts = np.searchsorted(rows.numpy(), np.arange(len(x) + 1))
+        pairs = scipy.sparse.csr_array(
+            (active.to(wide).numpy(), neurons.numpy(), starts), shape=(len(x), len(weight))
+        )
+        of_x = torch.from_numpy(pairs @ weight.to(wide).numpy())
+        of_weight = torch.from_numpy(pairs.T.tocsr() @ x.to(wide).numpy())
+        return of_x.to(x.dtype), of_weight.to(x.dtype), of_bias, None, None
 
 
 def _parts(n: int, width: int) -> list[slice]:
@@ -134,7 +163,7 @@ def _parts(n: int, width: int) -> list[slice]:
 def _products(x: Tensor, weight: Tensor, rows: Tensor, neurons: Tensor) -> Tensor:
     out = x.new_empty(len(rows))
     for part in _parts(len(rows), x.shape[1]):
-        out[part] = (x[rows[part]] * weight[neurons[part]]).sum(dim=1)
+        out[part] = torch.linalg.vecdot(x[rows[part]], weight[neurons[part]])
     return out
 
 
