@@ -177,7 +177,7 @@ def grid() -> dict:
 
 
 def trials() -> dict:
-    """Certified against true eps, another matrix and another sketch each time; the default height and others."""
+    """Certified against true eps, another matrix and sketch each time; the default height and others."""
     settings = [(d, 0, 0.1) for d in TRIED_COLUMNS] + [
         (64, 0, 1.0),
         (64, 0, 1e-4),

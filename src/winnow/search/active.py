@@ -21,10 +21,11 @@ from torch.nn import functional
 from winnow.base.errors import UsageError
 from winnow.search.pairs import heavy_pairs
 
-BREAK_EVEN = 0.02  # active share above which gathering rows costs more than all products
+BREAK_EVEN = 0.004  # active share above which all products are cheaper (benchmarks/heavy_relu)
 PROBED = 64  # rows of x whose active share is counted first
 GATHERED = 1 << 18  # floats gathered at a time: what stays in a core's cache
 LEAST_COSINE = 0.2
+MANY_PAIRS = 1 << 32  # from here on another method than the cascade may win by more than its choice costs
 
 
 @final
@@ -66,7 +67,7 @@ def active_neurons(
     least, note = _worth_searching(weight, x, threshold, shift)
     if least is None:
         return _counted(x @ weight.T + shift > threshold, note)
-    return _searched(weight, x, threshold, shift, least, recall, rng)
+    return _searched(weight, x, threshold, shift, least, recall, rng)[0]
 
 
 def _worth_searching(
@@ -89,14 +90,21 @@ def _counted(is_active: Bool[Tensor, "B F"], note: str) -> Active:
 
 def _searched(
     weight: Tensor, x: Tensor, threshold: float | int, shift: Tensor, least: float, recall: float, rng: int
-) -> Active:
+) -> tuple[Active, Tensor]:
+    """Return the active pairs among those that a search finds, and their pre-activations."""
     most = max(len(x) * len(weight), 1)
-    pairs = heavy_pairs(x, weight, rho=least, recall=recall, rng=rng, max_pairs=most, canaries=0)
+    method = (
+        "cascade" if most < MANY_PAIRS else "auto"
+    )  # auto measures rates, which takes tens of milliseconds
+    pairs = heavy_pairs(
+        x, weight, rho=least, method=method, recall=recall, rng=rng, max_pairs=most, canaries=0
+    )
     rows, neurons = torch.from_numpy(pairs.i.copy()), torch.from_numpy(pairs.j.copy())
-    kept = _products(x, weight, rows, neurons) + shift[neurons] > threshold
+    values = _products(x, weight, rows, neurons) + shift[neurons]
+    kept = values > threshold
     rows, neurons = rows[kept], neurons[kept]
     exact = pairs.report.method in ("exact", "gemm")
-    return Active(rows, neurons, len(rows) / most, 1.0 if exact else recall, False, "")
+    return Active(rows, neurons, len(rows) / most, 1.0 if exact else recall, False, ""), values[kept]
 
 
 @final
@@ -124,23 +132,25 @@ class HeavyReLULinear(nn.Module):
             out = torch.relu(functional.linear(x, self.weight, self.bias))
             self.last = _counted(out.detach() > 0, note)
             return out
-        self.last = _searched(weight, rows, 0.0, shift, least, self.recall, self.seed)
-        return _ActiveLinear.apply(x, self.weight, self.bias, self.last.rows, self.last.neurons)
+        self.last, values = _searched(weight, rows, 0.0, shift, least, self.recall, self.seed)
+        return _ActiveLinear.apply(x, self.weight, self.bias, self.last.rows, self.last.neurons, values)
 
 
 class _ActiveLinear(torch.autograd.Function):
     """The products of listed pairs, and their gradients."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, rows: Tensor, neurons: Tensor) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor, rows: Tensor, neurons: Tensor, values: Tensor
+    ) -> Tensor:
         """Write the listed pre-activations, zero elsewhere."""
         ctx.save_for_backward(x, weight, rows, neurons)
         out = x.new_zeros(len(x), len(weight))
-        out[rows, neurons] = _products(x, weight, rows, neurons) + bias[neurons]
+        out[rows, neurons] = values
         return out
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         """Multiply by the sparse matrix of gradients of listed pairs, which ascend by row, then neuron."""
         x, weight, rows, neurons = ctx.saved_tensors
         active = gradients[0][rows, neurons]
@@ -152,7 +162,7 @@ class _ActiveLinear(torch.autograd.Function):
         )
         of_x = torch.from_numpy(pairs @ weight.to(wide).numpy())
         of_weight = torch.from_numpy(pairs.T.tocsr() @ x.to(wide).numpy())
-        return of_x.to(x.dtype), of_weight.to(x.dtype), of_bias, None, None
+        return of_x.to(x.dtype), of_weight.to(x.dtype), of_bias, None, None, None
 
 
 def _parts(n: int, width: int) -> list[slice]:
