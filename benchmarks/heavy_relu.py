@@ -70,7 +70,7 @@ def row(batch: int, width: int, neurons: int, clusters: int) -> dict:
         "batch": batch,
         "width": width,
         "neurons": neurons,
-        "density": truth / (batch * neurons),
+        "active_share": truth / (batch * neurons),
         "searched": not found.is_dense,
         "recall": len(found.rows) / max(truth, 1),
         **medians,
