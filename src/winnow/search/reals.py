@@ -65,7 +65,7 @@ class Reals:
     def _scaled(self, rows: slice) -> Float32[np.ndarray, "N width"]:
         """Return rows of any length: it changes no sign, so only what float32 might not hold is scaled."""
         x = self.array[rows]
-        largest = np.abs(x).max(axis=1)
+        largest = np.abs(x).max(axis=1).astype(np.float64)
         is_plain = self.is_narrow and ((largest == 0) | ((largest > 1e-15) & (largest < 1e30))).all()
         return (x if is_plain else self.unit(rows)).astype(np.float32, copy=False)
 
