@@ -118,6 +118,8 @@ COLUMNS = {
     "slope_low": Column("from", ".3f"),
     "slope_high": Column("to", ".3f"),
     "searched": Column("searched"),
+    "rank_of_bytes": Column("bytes of rank", "d"),
+    "size": Column("rank or bits", "d"),
     "active_share": Column("density", ".4f"),
     "speedup": Column("times as fast", ".2f"),
     "dense_ms": Column("torch, ms", ".1f"),
