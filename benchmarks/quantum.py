@@ -23,6 +23,8 @@ KINDS = ("gaussian", "power law", "spiked")
 SEEDS = 200
 EPS = 0.1
 N_ROWS, WIDTH = 2**15, 6
+LEVEL_EXPONENTS, LEVEL_SEEDS = range(12, 25), 9
+REDRAWS = 1000  # of the seeds, for the interval of a slope
 
 
 def chances_of(law: str, n: int) -> np.ndarray:
@@ -46,18 +48,70 @@ def level_queries(law: str, n: int, seed: int) -> int:
     return ledger.superposition_queries
 
 
-def halving_queries(n: int, seed: int) -> int:
+def halving(n: int, seed: int) -> QueryLedger:
     ledger = QueryLedger()
     A = np.random.default_rng(n).normal(size=(n, 4))
     Sampler(A, 0.0, ledger, seed * 1000 + n.bit_length()).sample(20.0)
-    return ledger.superposition_queries
+    return ledger
 
 
-def growth(name: str, sizes: list[int], seeds: int, queries) -> dict:
-    """The slope of the logarithm of the queries in the logarithm of N."""
-    counts = [median(queries(n, seed) for seed in range(seeds)) for n in sizes]
-    slope = float(np.polyfit(np.log(sizes), np.log(counts), 1)[0])
-    return {"what": name, "rows_from": sizes[0], "rows_to": sizes[-1], "slope": slope, "queries": counts}
+def growth(name: str, sizes: list[int], queries: np.ndarray) -> dict:
+    """The slope of ln(queries) [sizes, seeds] in ln(N), and where 95 of 100 redraws of the seeds lie."""
+    draws, n_seeds = keyed(0, 1), queries.shape[1]
+    redrawn = [
+        slope(sizes, np.median(queries[:, draws.integers(0, n_seeds, n_seeds)], axis=1))
+        for _ in range(REDRAWS)
+    ]
+    low, high = np.quantile(redrawn, [0.025, 0.975])
+    counts = np.median(queries, axis=1)
+    return {
+        "what": name,
+        "rows_from": sizes[0],
+        "rows_to": sizes[-1],
+        "slope": slope(sizes, counts),
+        "slope_low": float(low),
+        "slope_high": float(high),
+        "queries": counts.tolist(),
+    }
+
+
+def slope(sizes: list[int], counts: np.ndarray) -> float:
+    return float(np.polyfit(np.log(sizes), np.log(counts), 1)[0])
+
+
+def fitted(name: str, sizes: list[int], counts: np.ndarray) -> dict:
+    """The medians as ``root sqrt(N)`` and a term in ln(N) or a constant, least in relative error."""
+    n = np.array(sizes, dtype=float)
+    found = {"what": name}
+    for second, column in (("log", np.log(n)), ("constant", np.ones(len(n)))):
+        terms = np.stack([np.sqrt(n), column], axis=1) / counts[:, None]
+        best = np.linalg.lstsq(terms, np.ones(len(n)), rcond=None)[0]
+        off = float(np.abs(terms @ best - 1.0).max())
+        found |= {f"{second}_root": float(best[0]), f"{second}_term": float(best[1]), f"{second}_off": off}
+    return found
+
+
+def all_levels() -> dict:
+    """The whole halving: superposition queries, and these with every row read."""
+    sizes = [2**e for e in LEVEL_EXPONENTS]
+    ledgers = [[halving(n, seed) for seed in range(LEVEL_SEEDS)] for n in sizes]
+    asked = np.array([[each.superposition_queries for each in row] for row in ledgers])
+    whole = asked + [[each.row_reads for each in row] for row in ledgers]
+    parts = {"few rows": slice(0, 6), "many rows": slice(4, None), "all": slice(0, None)}
+    rows = [growth(f"all levels, {part}", sizes[cut], asked[cut]) for part, cut in parts.items()]
+    rows.append(growth("all levels, all, row reads counted", sizes, whole))
+    return {
+        "growth": rows,
+        "form": [
+            fitted("superposition queries", sizes, np.median(asked, axis=1)),
+            fitted("with row reads", sizes, np.median(whole, axis=1)),
+        ],
+    }
+
+
+def one_level(law: str) -> dict:
+    sizes = [2**e for e in range(12, 23)]
+    return growth(law, sizes, np.array([[level_queries(law, n, seed) for seed in range(9)] for n in sizes]))
 
 
 def problem_of(kind: str, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -108,17 +162,14 @@ def beside_reads(n: int) -> dict:
 
 def main() -> None:
     """Write quantum.json."""
-    sizes = [2**e for e in range(12, 23)]
+    levels = all_levels()
     result = {
         "machine": machine(),
         "eps": EPS,
         "columns": WIDTH,
         "kept": KEPT,
-        "growth": [
-            *(growth(law, sizes, 9, lambda n, seed, law=law: level_queries(law, n, seed)) for law in LAWS),
-            growth("all levels of the halving", sizes[2:], 3, halving_queries),
-            growth("all levels, from fewer rows", sizes[:-2], 3, halving_queries),
-        ],
+        "growth": [*(one_level(law) for law in LAWS), *levels["growth"]],
+        "form": levels["form"],
         "solutions": [certified(kind) for kind in KINDS],
         "reads": [beside_reads(2**e) for e in (15, 17, 20, 22)],
     }

@@ -25,6 +25,16 @@ def test_certificate_is_above_the_truth(make):
     assert np.median(ratios) < 6  # a margin for 96 rows, which are few
 
 
+@pytest.mark.parametrize("make", [known, spiked])
+@pytest.mark.parametrize(("n", "d"), [(700, 1), (1500, 7), (1100, 64), (1301, 91)])
+def test_certificate_of_the_default_sketch_is_within_four_times_the_truth(make, n, d):
+    for seed in range(10):
+        problem = make(n, d, seed=seed)
+        found = lstsq(problem.a, problem.b, eps=0.1, method="sketch", rng=seed)
+        true = excess(problem, found.x)
+        assert true <= found.eps_certified <= min(4 * true, 0.1)
+
+
 def test_certificate_is_above_the_truth_wherever_x_is():
     problem = known(3000, 30, cond=1e5, seed=1)
     opened = open_problem(problem.a, problem.b, 0.0, 1)

@@ -46,8 +46,8 @@ def test_where_none_can_fire_none_is_found(rng: torch.Generator):
 
 @pytest.mark.parametrize("shift", [0.0, -0.8])
 def test_the_layer_equals_the_dense_one_forward_and_backward(rng: torch.Generator, shift: float):
-    weight, x, _ = aligned(rng, 90, 150, 64)
-    bias = torch.full((150,), shift, dtype=torch.float64)
+    weight, x, _ = aligned(rng, 90, 300, 64)
+    bias = torch.full((300,), shift, dtype=torch.float64)
     layer = HeavyReLULinear(weight.clone(), bias.clone(), recall=0.999999)
     inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
     dense = [weight.clone().requires_grad_(), bias.clone().requires_grad_()]

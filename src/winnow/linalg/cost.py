@@ -14,6 +14,7 @@ import numpy as np
 from winnow.kernels.row_sketch import TILE, open_passes
 
 NONZEROS = 8
+LEAST_HEIGHT = 1024
 SMALL = 3e6  # rows x columns^2 below which LAPACK is not worth asking the model about: a millisecond
 
 
@@ -59,10 +60,13 @@ def estimate(shape: tuple[int, int], columns_b: int, eps: float | None, rates: R
 
 
 def sketch_height(shape: tuple[int, int], eps: float | None, *, is_far: bool = False) -> int:
-    """Return the rows of a sketch, a multiple of its nonzeros: 8 D, or 16 D where passes are dear."""
+    """Return the rows of a sketch, a multiple of its nonzeros: 8 D, or 16 D where passes are dear.
+
+    At least LEAST_HEIGHT: with fewer the certificate's margin alone would triple it.
+    """
     n, d = shape
     times = 16 if is_far or (eps is None and n >= 64 * d) else 8
-    height = max(times * d, 512)
+    height = max(times * d, LEAST_HEIGHT)
     return -(-height // NONZEROS) * NONZEROS
 
 

@@ -11,17 +11,21 @@ import math
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
+import scipy.sparse
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional
 
 from winnow.base.errors import UsageError
 from winnow.search.pairs import heavy_pairs
 
-BREAK_EVEN = 0.02  # active share above which gathering rows costs more than all products
+BREAK_EVEN = 0.004  # active share above which all products are cheaper (benchmarks/heavy_relu)
 PROBED = 64  # rows of x whose active share is counted first
-GATHERED = 1 << 22  # floats gathered at a time
+GATHERED = 1 << 18  # floats gathered at a time: what stays in a core's cache
 LEAST_COSINE = 0.2
+MANY_PAIRS = 1 << 32  # from here on another method than the cascade may win by more than its choice costs
 
 
 @final
@@ -60,23 +64,47 @@ def active_neurons(
     _check(weight, x, bias)
     shift = torch.zeros(len(weight), dtype=x.dtype) if bias is None else bias.detach()
     weight, x = weight.detach(), x.detach()
+    least, note = _worth_searching(weight, x, threshold, shift)
+    if least is None:
+        return _counted(x @ weight.T + shift > threshold, note)
+    return _searched(weight, x, threshold, shift, least, recall, rng)[0]
+
+
+def _worth_searching(
+    weight: Tensor, x: Tensor, threshold: float | int, shift: Tensor
+) -> tuple[float | None, str]:
+    """Return the least cosine to search for; None where all products are to be computed, and why."""
     least = _least_cosine(weight, x, threshold - shift)
     probed = (x[:PROBED] @ weight.T + shift > threshold).double().mean().item()
-    note = ""
     if probed > BREAK_EVEN:
-        note = f"{probed:.3f} of the pairs are active, above {BREAK_EVEN}: all products are cheaper"
-    elif not LEAST_COSINE <= least <= 1:
-        note = f"active pairs may have cosine {least:.3g}: too small to search for" if least <= 1 else ""
-    if note or least > 1:
-        rows, neurons = torch.nonzero(x @ weight.T + shift > threshold).unbind(1)
-        return Active(rows, neurons, len(rows) / (len(x) * len(weight)), 1.0, True, note)
+        return None, f"{probed:.3f} of the pairs are active, above {BREAK_EVEN}: all products are cheaper"
+    if least < LEAST_COSINE:
+        return None, f"active pairs may have cosine {least:.3g}: too small to search for"
+    return (least, "") if least <= 1 else (None, "")
+
+
+def _counted(is_active: Bool[Tensor, "B F"], note: str) -> Active:
+    rows, neurons = torch.nonzero(is_active).unbind(1)
+    return Active(rows, neurons, len(rows) / is_active.numel(), 1.0, True, note)
+
+
+def _searched(
+    weight: Tensor, x: Tensor, threshold: float | int, shift: Tensor, least: float, recall: float, rng: int
+) -> tuple[Active, Tensor]:
+    """Return the active pairs among those that a search finds, and their pre-activations."""
     most = max(len(x) * len(weight), 1)
-    pairs = heavy_pairs(x, weight, rho=least, recall=recall, rng=rng, max_pairs=most, canaries=0)
+    method = (
+        "cascade" if most < MANY_PAIRS else "auto"
+    )  # auto measures rates, which takes tens of milliseconds
+    pairs = heavy_pairs(
+        x, weight, rho=least, method=method, recall=recall, rng=rng, max_pairs=most, canaries=0
+    )
     rows, neurons = torch.from_numpy(pairs.i.copy()), torch.from_numpy(pairs.j.copy())
-    kept = _products(x, weight, rows, neurons) + shift[neurons] > threshold
+    values = _products(x, weight, rows, neurons) + shift[neurons]
+    kept = values > threshold
     rows, neurons = rows[kept], neurons[kept]
     exact = pairs.report.method in ("exact", "gemm")
-    return Active(rows, neurons, len(rows) / most, 1.0 if exact else recall, False, "")
+    return Active(rows, neurons, len(rows) / most, 1.0 if exact else recall, False, ""), values[kept]
 
 
 @final
@@ -97,33 +125,44 @@ class HeavyReLULinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B F"]:
         """Return the activations; those of pairs that are not active are 0."""
-        self.last = active_neurons(self.weight, x, bias=self.bias, recall=self.recall, rng=self.seed)
-        return _ActiveLinear.apply(x, self.weight, self.bias, self.last.rows, self.last.neurons)
+        _check(self.weight, x, self.bias)
+        weight, rows, shift = self.weight.detach(), x.detach(), self.bias.detach()
+        least, note = _worth_searching(weight, rows, 0.0, shift)
+        if least is None:  # the dense layer, once: its activations say which pairs are active
+            out = torch.relu(functional.linear(x, self.weight, self.bias))
+            self.last = _counted(out.detach() > 0, note)
+            return out
+        self.last, values = _searched(weight, rows, 0.0, shift, least, self.recall, self.seed)
+        return _ActiveLinear.apply(x, self.weight, self.bias, self.last.rows, self.last.neurons, values)
 
 
 class _ActiveLinear(torch.autograd.Function):
     """The products of listed pairs, and their gradients."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, rows: Tensor, neurons: Tensor) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor, rows: Tensor, neurons: Tensor, values: Tensor
+    ) -> Tensor:
         """Write the listed pre-activations, zero elsewhere."""
         ctx.save_for_backward(x, weight, rows, neurons)
         out = x.new_zeros(len(x), len(weight))
-        out[rows, neurons] = _products(x, weight, rows, neurons) + bias[neurons]
+        out[rows, neurons] = values
         return out
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        """Sum the gradients over listed pairs, in pieces."""
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        """Multiply by the sparse matrix of gradients of listed pairs, which ascend by row, then neuron."""
         x, weight, rows, neurons = ctx.saved_tensors
         active = gradients[0][rows, neurons]
-        of_x, of_weight = torch.zeros_like(x), torch.zeros_like(weight)
         of_bias = weight.new_zeros(len(weight)).index_add_(0, neurons, active)
-        for part in _parts(len(rows), x.shape[1]):
-            scale = active[part, None]
-            of_x.index_add_(0, rows[part], scale * weight[neurons[part]])
-            of_weight.index_add_(0, neurons[part], scale * x[rows[part]])
-        return of_x, of_weight, of_bias, None, None
+        wide = torch.promote_types(x.dtype, torch.float32)
+        starts = np.searchsorted(rows.numpy(), np.arange(len(x) + 1))
+        pairs = scipy.sparse.csr_array(
+            (active.to(wide).numpy(), neurons.numpy(), starts), shape=(len(x), len(weight))
+        )
+        of_x = torch.from_numpy(pairs @ weight.to(wide).numpy())
+        of_weight = torch.from_numpy(pairs.T.tocsr() @ x.to(wide).numpy())
+        return of_x.to(x.dtype), of_weight.to(x.dtype), of_bias, None, None, None
 
 
 def _parts(n: int, width: int) -> list[slice]:
@@ -134,7 +173,7 @@ def _parts(n: int, width: int) -> list[slice]:
 def _products(x: Tensor, weight: Tensor, rows: Tensor, neurons: Tensor) -> Tensor:
     out = x.new_empty(len(rows))
     for part in _parts(len(rows), x.shape[1]):
-        out[part] = (x[rows[part]] * weight[neurons[part]]).sum(dim=1)
+        out[part] = torch.linalg.vecdot(x[rows[part]], weight[neurons[part]])
     return out
 
 

@@ -51,13 +51,23 @@ class Reals:
         length = np.sqrt((x * x).sum(axis=1, keepdims=True))
         return np.divide(x, length, out=x, where=length > 0)
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether products of its values and their sums keep within float64's range, whatever they are."""
+        return self.array.dtype != np.float64
+
     def signs(self, projection: Float32[np.ndarray, "width bits"]) -> Signs:
         """Return on which side of each random plane the rows lie."""
-        parts = [
-            pack_signs_reference(self.unit(slice(at, at + self.step)).astype(np.float32) @ projection > 0)
-            for at in range(0, len(self), self.step)
-        ]
+        pieces = (slice(at, at + self.step) for at in range(0, len(self), self.step))
+        parts = [pack_signs_reference(self._scaled(piece) @ projection > 0) for piece in pieces]
         return Signs(np.concatenate(parts), projection.shape[1])
+
+    def _scaled(self, rows: slice) -> Float32[np.ndarray, "N width"]:
+        """Return rows of any length: it changes no sign, so only what float32 might not hold is scaled."""
+        x = self.array[rows]
+        largest = np.abs(x).max(axis=1).astype(np.float64)
+        is_plain = self.is_narrow and ((largest == 0) | ((largest > 1e-15) & (largest < 1e30))).all()
+        return (x if is_plain else self.unit(rows)).astype(np.float32, copy=False)
 
 
 def read_reals(name: str, array: np.ndarray) -> Reals:
@@ -83,7 +93,13 @@ def cosines(
     out, step = np.empty(len(i)), min(a.step, b.step)
     for at in range(0, len(i), step):
         part = slice(at, at + step)
-        out[part] = (a.unit(i[part]) * b.unit(j[part])).sum(axis=1)
+        if a.is_narrow and b.is_narrow:
+            x, y = (each.array[rows[part]].astype(np.float64) for each, rows in ((a, i), (b, j)))
+            size = np.sqrt(np.einsum("pd,pd->p", x, x) * np.einsum("pd,pd->p", y, y))
+            product = np.einsum("pd,pd->p", x, y)
+            out[part] = np.divide(product, size, out=np.zeros_like(size), where=size > 0)
+        else:
+            out[part] = (a.unit(i[part]) * b.unit(j[part])).sum(axis=1)
     return out
 
 

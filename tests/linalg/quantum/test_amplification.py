@@ -189,6 +189,17 @@ def test_ten_million_rows_are_sampled_in_their_square_root():
     assert ledger.superposition_queries < 2.5 * math.sqrt(n * k) < n / 100
 
 
+def test_no_search_for_the_first_copies_runs_away():
+    n, k = 2**10, 20
+    costs = []
+    for seed in range(150):
+        ledger, draws = QueryLedger(), keyed(seed, n)
+        many_copies(Register(np.full(n, k / n), ledger, draws), draws)
+        costs.append(ledger.superposition_queries / math.sqrt(n * k))
+    assert np.median(costs) < 1.8
+    assert np.mean(np.array(costs) > 2.5) < 0.05  # where the range only grew, one in nine
+
+
 def test_the_law_does_not_depend_on_what_was_hidden_before():
     chances = power_law(40)
     register = Register(chances, QueryLedger(), keyed(4, 4))

@@ -1,5 +1,6 @@
 """Halving: samples stand for the whole matrix, at the square root of its rows in queries."""
 
+import functools
 import math
 
 import numpy as np
@@ -138,16 +139,31 @@ def test_queries_of_a_sampled_level_grow_as_the_root_of_its_rows(law):
     assert slope(sizes, queries) == pytest.approx(0.5, abs=0.03)
 
 
+@functools.cache
+def levels_of(n, seed):
+    ledger = QueryLedger()
+    sample = Sampler(matrix(n, 3, "gaussian", seed=n), 0.0, ledger, seed).sample(20.0)
+    return sample.levels, ledger
+
+
 def test_queries_of_all_levels_grow_as_the_root_of_the_rows():
-    sizes = [2**e for e in (14, 16, 17)]
-    queries = []
-    for n in sizes:
-        A = matrix(n, 3, "gaussian", seed=n)
-        ledgers = [QueryLedger() for _ in range(3)]
-        for seed, ledger in enumerate(ledgers):
-            Sampler(A, 0.0, ledger, seed).sample(20.0)
-        queries.append(np.median([ledger.superposition_queries for ledger in ledgers]))
-    assert slope(sizes, queries) == pytest.approx(0.5, abs=0.06)
+    sizes = [2**e for e in (15, 17, 19)]
+    queries = [np.median([levels_of(n, seed)[1].superposition_queries for seed in range(3)]) for n in sizes]
+    assert slope(sizes, queries) == pytest.approx(0.5, abs=0.03)
+
+
+def test_what_few_rows_add_to_the_slope_is_the_levels_that_are_read():
+    """Each inner level costs the same multiple of its root; below the last one a geometric sum is cut off."""
+    runs = [levels_of(2**17, seed)[0][:-1] for seed in range(3)]
+    sizes = [level.n_rows for level in runs[0]]
+    costs = np.median([[level.quantum_queries / 2 for level in levels] for levels in runs], axis=0)
+    assert len(sizes) >= 7
+    assert slope(sizes, costs) == pytest.approx(0.5, abs=0.03)
+    few = [2**e for e in (12, 14)]
+    queries = [np.median([levels_of(n, seed)[1].superposition_queries for seed in range(3)]) for n in few]
+    assert slope(few, queries) > 0.53
+    unread = np.median(costs / np.sqrt(sizes)) * math.sqrt(sizes[0] / 2) / (1 - math.sqrt(0.5))
+    assert slope(few, np.array(queries) + unread) == pytest.approx(0.5, abs=0.04)
 
 
 def test_equal_seeds_give_equal_samples_and_nothing_is_written_to():

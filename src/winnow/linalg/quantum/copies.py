@@ -31,7 +31,7 @@ class Copies:
 def many_copies(register: Register, draws: np.random.Generator) -> Copies:
     """Return as many copies as the chances sum to, by the running estimate of that sum.
 
-    About ``1.4 sqrt(N k)`` loads for k copies, and no more than a search for one row where the sum is below
+    About ``1.45 sqrt(N k)`` loads for k copies, and no more than a search for one row where the sum is below
     1.
     """
     outcomes = _Outcomes(len(register))
@@ -50,7 +50,7 @@ def many_copies(register: Register, draws: np.random.Generator) -> Copies:
 
 
 def _first_copies(register: Register, outcomes: "_Outcomes", draws: np.random.Generator) -> list[int]:
-    """Return a few copies by runs of random length, their range growing until it fits the unknown angle."""
+    """Return a few copies by runs of random length, their range settling where it fits the unknown angle."""
     rows: list[int] = []
     limit = 1.0
     while len(rows) < FIRST_COPIES:
@@ -59,9 +59,9 @@ def _first_copies(register: Register, outcomes: "_Outcomes", draws: np.random.Ge
             if index == NONE or not rows:
                 return rows if index == NONE else [*rows, index]
         index = outcomes.run(register, int(draws.integers(0, math.ceil(limit))))
-        if index == NONE:
-            limit *= GROWTH
-        else:
+        # Beyond the angle half of the runs miss: a range that only grew would end far beyond it now and then.
+        limit = limit * GROWTH if index == NONE else max(1.0, limit / GROWTH**2)
+        if index != NONE:
             rows.append(index)
     return rows
 
