@@ -6,6 +6,7 @@
     report/      the result of any audit, as HTML, as JSON, as a gate
     leakage/     texts from gradients and updates, and what would prevent it
     encoders/    the same of encoders, whose tokens all see each other
+    matching/    inputs fitted to a gradient, where nothing is read
     methods.py   which attack reads which model
     attention/   from attention maps back to tokens
     timing.py    from how long a model takes to what it was asked

@@ -1,6 +1,7 @@
 """Methods: which attack reads the gradient of which model.   (floor 5 · audit)
 
-auto   exact spans: the search by prefixes for causal models, by whole texts for encoders
+auto      exact spans: the search by prefixes for causal models, by whole texts for encoders
+matching  inputs fitted to the gradient, for one short text; where spans tell nothing
 """
 
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from winnow.audit.families import read_layout
 from winnow.audit.leakage import Attack, Audit, Defence, span_attack
 from winnow.audit.leakage import gradients as audit_gradients
 from winnow.audit.leakage.batches import Texts
+from winnow.audit.matching import matching_attack
 from winnow.base.errors import UsageError
 
-METHODS = ("auto",)
+METHODS = ("auto", "matching")
 
 
 @final
@@ -39,9 +41,12 @@ def subject_of(model: nn.Module, method: str = "auto", seed: int = 0) -> Subject
     """
     if method not in METHODS:
         raise UsageError(f"{method!r} is no method; expected one of {', '.join(METHODS)}.")
-    if read_layout(model).is_causal:
-        return Subject(model, span_attack)
-    return Subject(model if isinstance(model, Classifier) else Classifier.of(model, seed), encoder_attack)
+    is_causal = read_layout(model).is_causal
+    if not is_causal and not isinstance(model, Classifier):
+        model = Classifier.of(model, seed)
+    if method == "matching":
+        return Subject(model, matching_attack)
+    return Subject(model, span_attack if is_causal else encoder_attack)
 
 
 def gradients(
@@ -56,7 +61,8 @@ def gradients(
     """Return what the gradient of `model` on `texts`, defended by `defence`, gives away.
 
     `model` is a causal model of transformers, or an encoder: that is audited with a classification head of
-    random weights on the mean of its states. See `leakage.gradients` for guarantee, cost and errors.
+    random weights on the mean of its states. ``method="matching"`` fits one text of at most 16 tokens to the
+    gradient in place of reading it. See `leakage.gradients` for guarantee, cost and errors.
     """
     subject = subject_of(model, method, seed)
     return audit_gradients(

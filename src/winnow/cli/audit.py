@@ -45,7 +45,7 @@ def _gradients(arguments: argparse.Namespace) -> int:
     directory = find_directory(arguments.model or "pico", offline=arguments.offline)
     tokenizer = Tokenizer.open(directory)
     model = load_model(directory)
-    subject = subject_of(model, seed=arguments.seed)
+    subject = subject_of(model, arguments.method, arguments.seed)
     marks = tokenizer.encode("") if subject.is_encoder else []  # BERT's opening and closing ones
     texts = _batch(tokenizer.encode(read_text(arguments.text), special=False), arguments, marks)
     title = f"a gradient of {directory.name} on {len(texts)} texts"

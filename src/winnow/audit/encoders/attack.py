@@ -168,14 +168,14 @@ def _certified(
 
 
 def _labels(
-    states: Float[Tensor, "B D"], chances: Float[Tensor, "B C"], head: Float[Tensor, "C D"]
+    states: Float[Tensor, "B D"], chances: Float[Tensor, "B classes"], head: Float[Tensor, "classes D"]
 ) -> tuple[Int64[Tensor, " B"], Float[Tensor, " B"]]:
     """Return each text's class and weight in the loss, from the head's gradient sum_b w_b (p_b - 1_y) h_b^T.
 
     The states are known and far fewer than their width: the coefficients follow exactly, and the one below 0
     is the class.
     """
-    coefficients = (head @ torch.linalg.pinv(states)).mT  # (B, C)
+    coefficients = (head @ torch.linalg.pinv(states)).mT  # (B, classes)
     classes = coefficients.argmin(1)
     rows = torch.arange(len(classes))
     return classes, -coefficients[rows, classes] / (1 - chances[rows, classes]).clamp(min=1e-12)
