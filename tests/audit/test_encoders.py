@@ -8,7 +8,7 @@ from winnow.audit import gradients
 from winnow.audit.encoders import Classifier, encoder_attack
 from winnow.audit.encoders.pairs import find_pairs
 from winnow.audit.front import Front
-from winnow.audit.leakage import gradients_of
+from winnow.audit.leakage import audit_given, gradients_of
 from winnow.audit.leakage.batches import stacked
 from winnow.audit.leakage.spans import read_span
 from winnow.base.errors import ModelError, UsageError
@@ -112,10 +112,12 @@ def test_a_gradient_without_the_first_maps_is_said_so(rng):
     assert encoder_attack(model, given).reason.startswith("the gradient of layer 0's query")
 
 
-def test_causal_models_and_unknown_methods_are_refused(rng):
+def test_causal_models_updates_of_encoders_and_unknown_methods_are_refused(rng):
     causal = tiny("gpt2", rng)
     for read in (Classifier.of, lambda model: encoder_attack(model, {})):
         with pytest.raises(ModelError, match="the model is causal"):
             read(causal)
+    with pytest.raises(ModelError, match="the base is an encoder"):
+        audit_given(tiny("bert", rng), {})
     with pytest.raises(UsageError, match="'guess' is no method"):
         gradients(causal, [[3, 4]], method="guess")

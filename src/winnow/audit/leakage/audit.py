@@ -21,7 +21,7 @@ from winnow.audit.leakage.batches import Texts, check_texts, gradients_of, loss_
 from winnow.audit.leakage.defences import CLIP, Defence, read_defence
 from winnow.audit.leakage.score import Score, score
 from winnow.audit.report import Controls, Finding, Recovered, Table
-from winnow.base.errors import UsageError
+from winnow.base.errors import ModelError, UsageError
 from winnow.base.rng import generator
 from winnow.linalg.privacy import Account, Release, account
 
@@ -127,6 +127,8 @@ def audit_given(model: nn.Module, given: Mapping[str, Tensor], *, seed: int = 0,
     An update is a gradient times a negative step: where the gradients as given make no certified text, their
     negatives are tried. Raises as `gradients` does.
     """
+    if not Front.of(model).layout.is_causal:
+        raise ModelError("the base is an encoder, whose updates are not read; expected a causal model.")
     controls = run_controls(model, seed)
     found = span_attack(model, given, longest=longest)
     if not found.is_certified:
