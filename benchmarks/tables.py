@@ -62,6 +62,7 @@ COLUMNS = {
     "token_recall": Column("tokens read back", ".1%"),
     "exact_match": Column("texts read back", ".1%"),
     "least_margin": Column("least margin", ".3g"),
+    "token_set": Column("token sets found", ".1%"),
     "resident_of_packed": Column("resident", ".2f"),
     "peak_of_packed": Column("peak", ".2f"),
     "ttft_s": Column("first token, s", ".2f"),

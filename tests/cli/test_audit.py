@@ -6,9 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer as Words
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertModel
 
 from tests.cli.conftest import assert_one_line
 from winnow.audit.leakage import gradients_of, load_model
+from winnow.base.rng import generator
 from winnow.cli import main
 from winnow.engine.tokenizer import Tokenizer
 
@@ -53,6 +60,7 @@ def test_an_update_file_is_read_back(tmp_path, pico, capsys):
         ("audit dreams", 2, "'dreams' is no audit command; expected one of gradients"),
         ("audit gradients", 2, "required: --text"),
         ("audit gradients --text {text} --defence fog", 2, "'fog' is no defence"),
+        ("audit gradients --text {text} --method guess", 2, "--method"),
         ("audit gradients --text {text} --fail-if soon", 2, "'soon' is no condition"),
         ("audit gradients --text {text} --length 1", 2, "a text has 1 tokens; expected at least 2"),
         ("audit gradients --text {text} --batch 999", 3, "tokens, expected 23976 for --batch 999"),
@@ -78,3 +86,38 @@ def test_nan_in_an_update_is_refused(tmp_path, pico, capsys):
     save_file(tensors, tmp_path / "update.safetensors")
     assert main(["audit", "update", str(tmp_path / "update.safetensors")]) == 3
     assert "holds NaN or infinity" in capsys.readouterr().err
+
+
+@pytest.fixture
+def encoder(tmp_path) -> Path:
+    """Return a directory with a tiny random BERT and a tokenizer of whole words between marks."""
+    config = BertConfig(
+        vocab_size=211,
+        hidden_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=3,
+        intermediate_size=64,
+        max_position_embeddings=32,
+    )
+    model = BertModel(config)
+    rng = generator(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn(parameter.shape, generator=rng))
+    model.save_pretrained(tmp_path)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(set(WORDS.replace(".", "").lower().split()))]
+    tokenizer = Words(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), Whitespace()
+    tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("method", ["auto", "matching"])
+def test_an_encoders_batch_is_read_between_its_marks(method, encoder, text, capsys):
+    line = ["audit", "gradients", str(encoder), "--text", str(text), "--batch", "1", "--length", "7"]
+    assert main([*line, "--method", method, "--json", "--show-text"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["exact_match"]) == ("exposed", 1.0)
+    assert found["controls"]["planted_found"]
+    assert "the wind takes the light" in found["recovered"][0]["text"]

@@ -5,6 +5,9 @@
     model.py     a model in a directory, opened without running what lies there
     report/      the result of any audit, as HTML, as JSON, as a gate
     leakage/     texts from gradients and updates, and what would prevent it
+    encoders/    the same of encoders, whose tokens all see each other
+    matching/    inputs fitted to a gradient, where nothing is read
+    methods.py   which attack reads which model
     attention/   from attention maps back to tokens
     timing.py    from how long a model takes to what it was asked
 
@@ -12,7 +15,7 @@ Works on transformers' models (extra `hf`), never on the engine.
 """
 
 from winnow.audit.attention import attention
-from winnow.audit.leakage import gradients
+from winnow.audit.methods import gradients
 from winnow.audit.timing import timing
 
 __all__ = ["attention", "gradients", "timing"]

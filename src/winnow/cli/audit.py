@@ -15,6 +15,7 @@ from winnow.audit.leakage import (
     read_update,
 )
 from winnow.audit.leakage import gradients as audit_gradients
+from winnow.audit.methods import subject_of
 from winnow.audit.report import Table
 from winnow.base.errors import ModelError
 from winnow.cli import audit_attention, audit_timing
@@ -44,13 +45,17 @@ def _gradients(arguments: argparse.Namespace) -> int:
     directory = find_directory(arguments.model or "pico", offline=arguments.offline)
     tokenizer = Tokenizer.open(directory)
     model = load_model(directory)
-    texts = _batch(tokenizer.encode(read_text(arguments.text), special=False), arguments)
-    subject = f"a gradient of {directory.name} on {len(texts)} texts"
+    subject = subject_of(model, arguments.method, arguments.seed)
+    marks = tokenizer.encode("") if subject.is_encoder else []  # BERT's opening and closing ones
+    texts = _batch(tokenizer.encode(read_text(arguments.text), special=False), arguments, marks)
+    title = f"a gradient of {directory.name} on {len(texts)} texts"
     if len(defences) > 1:
-        rows = defence_matrix(model, texts, defences, seed=arguments.seed)
-        return show_finding(matrix_finding(rows, subject), arguments)
-    audit = audit_gradients(model, texts, defence=defences[0], seed=arguments.seed)
-    return show_finding(audit.finding(subject, tokenizer.decode), arguments)
+        rows = defence_matrix(subject.model, texts, defences, seed=arguments.seed, attack=subject.attack)
+        return show_finding(matrix_finding(rows, title), arguments)
+    audit = audit_gradients(
+        subject.model, texts, defence=defences[0], seed=arguments.seed, attack=subject.attack
+    )
+    return show_finding(audit.finding(title, tokenizer.decode), arguments)
 
 
 def _update(arguments: argparse.Namespace) -> int:
@@ -67,12 +72,14 @@ def _update(arguments: argparse.Namespace) -> int:
     return show_finding(replace(found, tables=(table,)), arguments)
 
 
-def _batch(ids: Sequence[int], arguments: argparse.Namespace) -> list[list[int]]:
-    """Return --batch texts of --length tokens each, from the beginning of `ids` on."""
-    wanted = arguments.batch * arguments.length
+def _batch(ids: Sequence[int], arguments: argparse.Namespace, marks: Sequence[int]) -> list[list[int]]:
+    """Return --batch texts of --length tokens each, from the beginning of `ids` on, between `marks`."""
+    size = max(arguments.length - len(marks), 1)
+    wanted = arguments.batch * size
     if len(ids) < wanted:
         raise ModelError(
             f"{arguments.text} has {len(ids)} tokens, expected {wanted} for --batch {arguments.batch} "
             f"--length {arguments.length}. Give a longer text or a smaller batch."
         )
-    return [list(ids[at : at + arguments.length]) for at in range(0, wanted, arguments.length)]
+    pieces = [list(ids[at : at + size]) for at in range(0, wanted, size)]
+    return [[*marks[:1], *piece, *marks[1:]] for piece in pieces]

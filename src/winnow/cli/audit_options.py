@@ -8,6 +8,7 @@ from winnow.cli.model_options import add_json
 from winnow.cli.values import positive, whole
 
 SIGNALS = ("latency", "active")
+METHODS = ("auto", "matching")
 
 
 def add_gradients(parser: Parser) -> None:
@@ -27,6 +28,12 @@ def add_gradients(parser: Parser) -> None:
         action="append",
         metavar="NAME",
         help="none, clip=C, noise=S, bf16, int8, top-k=F, dropout, freeze=NAME, sum=K; several make a matrix",
+    )
+    add(
+        "--method",
+        choices=METHODS,
+        default="auto",
+        help="read spans (auto), or fit one short text to the gradient (matching)",
     )
     _add_report(parser)
 

@@ -15,7 +15,7 @@ audit.py       an attack between its controls, and the matrix of defences
 update.py      files: read, checked, audited
 """
 
-from winnow.audit.leakage.attack import Recovery, span_attack
+from winnow.audit.leakage.attack import Attack, Recovery, span_attack
 from winnow.audit.leakage.audit import (
     Audit,
     Row,
@@ -33,6 +33,7 @@ from winnow.audit.leakage.score import Score, score
 from winnow.audit.leakage.update import load_model, read_update
 
 __all__ = [
+    "Attack",
     "Audit",
     "Defence",
     "Precheck",

@@ -9,7 +9,7 @@ without the truth that they are the texts. After arXiv:2311.13624 (abstract), co
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Int64
@@ -50,6 +50,22 @@ class Recovery:
     def is_certified(self) -> bool:
         """Whether the found texts make the observed gradient."""
         return self.certificate is not None and self.certificate <= CERTIFIED
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """What reads texts from gradients; `span_attack` is one."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        gradients: Mapping[str, Tensor],
+        *,
+        noise: float | None = None,
+        longest: int = 512,
+    ) -> Recovery:
+        """Return the texts that made `gradients`."""
+        ...
 
 
 def span_attack(

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from winnow.audit.front import Front
-from winnow.audit.leakage.attack import Recovery, span_attack
+from winnow.audit.leakage.attack import Attack, Recovery, span_attack
 from winnow.audit.leakage.batches import Texts, check_texts, gradients_of, loss_of
 from winnow.audit.leakage.defences import CLIP, Defence, read_defence
 from winnow.audit.leakage.score import Score, score
 from winnow.audit.report import Controls, Finding, Recovered, Table
-from winnow.base.errors import UsageError
+from winnow.base.errors import ModelError, UsageError
 from winnow.base.rng import generator
 from winnow.linalg.privacy import Account, Release, account
 
@@ -95,7 +95,13 @@ class Audit:
 
 
 def gradients(
-    model: nn.Module, texts: Texts, *, defence: str | Defence = "none", seed: int = 0, longest: int = 512
+    model: nn.Module,
+    texts: Texts,
+    *,
+    defence: str | Defence = "none",
+    seed: int = 0,
+    longest: int = 512,
+    attack: Attack = span_attack,
 ) -> Audit:
     """Return what the gradient of `model` on `texts`, defended by `defence`, gives away.
 
@@ -108,10 +114,10 @@ def gradients(
     front = Front.of(model)
     check_texts(texts, front.n_tokens)
     rng = generator(seed)
-    controls = run_controls(model, seed)
+    controls = run_controls(model, seed, attack)
     given = chosen.gradients(model, texts, rng)
     noise = chosen.noise * CLIP / len(texts) or None
-    found = span_attack(model, given, noise=noise, longest=longest)
+    found = attack(model, given, noise=noise, longest=longest)
     return Audit(chosen.label, found, score(found.texts, texts), controls)
 
 
@@ -121,6 +127,8 @@ def audit_given(model: nn.Module, given: Mapping[str, Tensor], *, seed: int = 0,
     An update is a gradient times a negative step: where the gradients as given make no certified text, their
     negatives are tried. Raises as `gradients` does.
     """
+    if not Front.of(model).layout.is_causal:
+        raise ModelError("the base is an encoder, whose updates are not read; expected a causal model.")
     controls = run_controls(model, seed)
     found = span_attack(model, given, longest=longest)
     if not found.is_certified:
@@ -129,7 +137,7 @@ def audit_given(model: nn.Module, given: Mapping[str, Tensor], *, seed: int = 0,
     return Audit("as given", found, None, controls)
 
 
-def run_controls(model: nn.Module, seed: int) -> Controls:
+def run_controls(model: nn.Module, seed: int, attack: Attack = span_attack) -> Controls:
     """Attack the gradient of a planted random text, and noise of its shapes and sizes."""
     rng = generator(seed)
     front = Front.of(model)
@@ -138,12 +146,12 @@ def run_controls(model: nn.Module, seed: int) -> Controls:
     was_training = model.training
     plain = gradients_of(model.eval(), [secret])
     model.train(was_training)
-    planted = span_attack(model, plain, longest=2 * n_tokens)
+    planted = attack(model, plain, longest=2 * n_tokens)
     noise = {
         name: float(g.square().mean().sqrt()) * torch.randn(g.shape, generator=rng)
         for name, g in plain.items()
     }
-    nothing = span_attack(model, noise, longest=2 * n_tokens)
+    nothing = attack(model, noise, longest=2 * n_tokens)
     return Controls(tuple(secret) in planted.texts, bool(nothing.texts))
 
 
@@ -176,7 +184,12 @@ class Training:
 
 
 def defence_matrix(
-    model: nn.Module, texts: Texts, defences: Sequence[str], training: Training | None = None, seed: int = 0
+    model: nn.Module,
+    texts: Texts,
+    defences: Sequence[str],
+    training: Training | None = None,
+    seed: int = 0,
+    attack: Attack = span_attack,
 ) -> tuple[Row, ...]:
     """Return a row per defence: recovery, epsilons, bound, and the loss of a few steps with its gradients.
 
@@ -192,7 +205,7 @@ def defence_matrix(
     prior = math.exp(-before)
     rows = []
     for each in chosen:
-        audit = gradients(model, texts, defence=each, seed=seed)
+        audit = gradients(model, texts, defence=each, seed=seed, attack=attack)
         known = account(Release(each.noise, plan.rate, plan.steps), plan.delta) if each.noise else None
         bound = 1.0 if known is None else known.recovery(min(max(prior, 1e-12), 1 - 1e-12))
         rows.append(Row(audit, known, bound, before, _trained(model, texts, each, plan, seed)))

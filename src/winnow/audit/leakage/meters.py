@@ -144,4 +144,5 @@ def identifiability(gradient: Callable[[Tensor], Tensor], inputs: Float[Tensor, 
             column = torch.autograd.functional.jvp(gradient, inputs, unit.view(inputs.shape))[1]
             columns.append(torch.as_tensor(column).flatten())
     values = torch.linalg.svdvals(torch.stack(columns, 1).double())
-    return Identifiability(values)
+    # Of fewer equations than unknowns the rest is hidden.
+    return Identifiability(torch.nn.functional.pad(values, (0, n_unknowns - len(values))))
