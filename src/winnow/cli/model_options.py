@@ -44,6 +44,28 @@ def add_kv(parser: Parser) -> None:
     )
 
 
+def add_context(parser: Parser) -> None:
+    """Add what is remembered of a sequence, and the budget of a stream."""
+    add = parser.add_argument
+    add(
+        "--context",
+        choices=("exact", "streaming"),  # engine.context.CONTEXTS
+        default="exact",
+        help="keep every key and value, up to the model's positions (exact, default), or go on without end "
+        "in constant memory (streaming)",
+    )
+    tokens = "with streaming, per layer and kv head: "
+    add("--window", type=positive, metavar="N", help=f"{tokens}the latest tokens kept exactly (1024)")
+    add("--heavy", type=whole, metavar="N", help=f"{tokens}the heaviest of the older keys kept exactly (256)")
+    add("--sinks", type=whole, metavar="N", help=f"{tokens}the first tokens kept exactly (4)")
+    add("--clusters", type=positive, metavar="N", help=f"{tokens}clusters that stand for the others (64)")
+    add(
+        "--remainder",
+        choices=("on", "off", "zero"),
+        help="with streaming: clusters speak (on, default), are forgotten, or weigh and say nothing",
+    )
+
+
 def add_json(parser: Parser) -> None:
     """Add the choice of one JSON object."""
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -109,6 +131,7 @@ def add_generate(parser: Parser) -> None:
     add("--device", choices=("cpu", "cuda"), default="cpu", help="cpu (default); cuda is not in this version")
     add("--explain", action="store_true", help="per layer: density, recall, bytes, time; on standard error")
     add_kv(parser)
+    add_context(parser)
     add_model_options(parser)
     add_json(parser)
 
