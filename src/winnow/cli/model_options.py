@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from winnow.cli.line import Parser
-from winnow.cli.values import bias, engines, positive, real, whole
+from winnow.cli.values import bias, engines, lengths, positive, real, whole
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")  # engine.generate.DTYPES, which importing torch would cost
 
@@ -213,6 +213,13 @@ def add_bench(parser: Parser) -> None:
     add("--density", type=real, default=0.1, metavar="SHARE", help="with --shape: neurons computed (0.1)")
     add("--head-density", type=real, default=1.0, metavar="SHARE", help="with --shape: heads computed (1)")
     add_kv(parser)
+    add(
+        "--context",
+        type=lengths,
+        metavar="RANGE",
+        help="instead of a race: memory and time of one layer's attention against the tokens before a step, "
+        "exact and streaming, at 2k..1M or 2k,32k,1M; the shape is 8 heads of width 64, or the model's",
+    )
     add("--text", type=Path, metavar="FILE", help="with MODEL: the prompt is the beginning of this text")
     add(
         "--against",

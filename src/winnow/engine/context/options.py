@@ -52,9 +52,13 @@ class StreamingContext:
                 f"{config.n_positions} positions; give --window at most {config.n_positions - BLOCK}."
             )
         if config.rope is None:
-            return Streaming(self._options(None, 0))
+            return self.any_length()
         turns = frequencies(config.rope, config.head_width)
         return Streaming(self._options(Rotation(tuple(turns.tolist())), config.n_positions))
+
+    def any_length(self) -> Streaming:
+        """Return the attention without a model: keys stay where they are, whatever the length."""
+        return Streaming(self._options(None, 0))
 
     def check_fits(self, plan: Plan | None, kv: KvPolicy) -> None:
         """Raise UsageError for what cannot stream: keys computed late, heads left out."""
