@@ -3,8 +3,8 @@
     python -m benchmarks.certificates
 
 Every read is compared with exact attention in float64. The number of standard deviations that the statistical
-bound allows for is tuned on draws of their own: the least that covers 99 % of reads in every case, queries
-three times as sharp among them. What is measured with it has other seeds.
+bound allows for is tuned on draws of their own: the largest whose bounds lie near the error in every case.
+What is measured with it has other seeds. Beside it, queries three times as sharp, which were not tuned for.
 """
 
 import torch
@@ -18,8 +18,9 @@ from winnow.base.rng import generator
 E, QUERIES, DRAWS = 64, 64, 4
 KIND = streaming(256, heavy=64, clusters=64)  # the reservoir is the default's
 NAMES, LENGTHS = ("random", "clustered", "heavy"), (1500, 5000)
-SHARPNESS = (1, 2, 3)  # factors of the queries: standard deviations of the logits
-STEPS = (2.0, 2.5, 3.0, 3.5)  # standard deviations tried
+SHARP = 3  # factor of the queries, and standard deviation of the logits
+STEPS = (3.0, 3.5, 4.0)  # standard deviations tried
+NEAR = 8.5  # bound over error, a median: ten is promised, the rest is for other seeds
 TUNED, MEASURED = 100, 0  # first seeds
 
 
@@ -66,16 +67,19 @@ def coverage(name: str, n: int, kind: Streaming, first_seed: int = MEASURED, sha
 
 
 def tuned() -> tuple[float, list[dict]]:
-    """Return the least number of standard deviations that covers, and the least coverage of each tried."""
+    """Return the most cautious number of standard deviations that stays near, and what each one does."""
     shipped, tried = certificate.Z, []
     for z in STEPS:
         certificate.Z = z  # of this process alone
-        cases = [coverage(name, 1500, KIND, TUNED, sharpness) for name in NAMES for sharpness in SHARPNESS]
-        tried.append({"z": z, "least_covers": min(case["statistical_covers"] for case in cases)})
-        if tried[-1]["least_covers"] >= 0.99:
-            break
+        cases = [coverage(name, n, KIND, TUNED) for name in NAMES for n in LENGTHS]
+        least = min(case["statistical_covers"] for case in cases)
+        tried.append({"z": z, "least_covers": least, "worst_over_error": worst(cases)})
     certificate.Z = shipped
-    return tried[-1]["z"], tried
+    return max(each["z"] for each in tried if each["worst_over_error"] <= NEAR), tried
+
+
+def worst(cases: list[dict]) -> float:
+    return max(case["statistical_over_error"] for case in cases)
 
 
 def main() -> None:
@@ -86,7 +90,7 @@ def main() -> None:
         if z != certificate.Z:
             raise SystemExit(f"certificate.Z is {certificate.Z}, tuning says {z}; set it and run again")
         rows = [coverage(name, n, KIND) for name in NAMES for n in LENGTHS]
-        sharp = [coverage(name, n, KIND, sharpness=3) for name in NAMES for n in LENGTHS]
+        sharp = [coverage(name, n, KIND, sharpness=SHARP) for name in NAMES for n in LENGTHS]
     record(
         "certificates",
         {
@@ -96,6 +100,7 @@ def main() -> None:
             "tuning": tried,
             "rows": rows,
             "sharp": sharp,
+            "sharp_covers": min(row["statistical_covers"] for row in sharp),
         },
     )
 

@@ -150,6 +150,11 @@ class StreamingCache(Cache):
         super().__init__(layers=[StreamingLayer(self.kind, text) for _ in range(text.num_hidden_layers)])
 
     @property
+    def batch_size(self) -> int:
+        """Rows of the batch, -1 before the first token."""
+        return next(layer.batch_size for layer in self.layers if isinstance(layer, StreamingLayer))
+
+    @property
     def n_bytes(self) -> int:
         """Bytes of all layers' states so far."""
         states = (layer.state for layer in self.layers if isinstance(layer, StreamingLayer))
