@@ -1,10 +1,10 @@
-"""Streaming: memory and time per token of one layer up to a million tokens, and what the certificates cover.
+"""Streaming: memory and time per token of one layer up to a million tokens, and what a remainder is worth.
 
     python -m benchmarks.streaming
 
 One layer, eight heads of width 64, keys and values of noise read in chunks. Bytes are those of the state
 and of the process's anonymous memory; keys and values of exact attention grow beside them. Time is that
-of single steps, in turns between the lengths. Coverage compares every read with exact attention in float64.
+of single steps, in turns between the lengths.
 """
 
 import ctypes
@@ -16,12 +16,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from benchmarks.certificates import NAMES, coverage
 from benchmarks.recorded import ROOT, machine, record
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import normalize, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
-from winnow.attention.streaming import Streaming, StreamingState, streaming
+from winnow.attention.streaming import StreamingState, streaming
 from winnow.base import chart
 from winnow.base.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, dot, line, text
 from winnow.base.files import replacing
@@ -33,8 +34,6 @@ LENGTHS = (10_000, 100_000, 1_000_000)
 KIND = streaming(1024, block=256)
 STEPS, ROUNDS = 256, 9  # a round of steps sends one block on
 EXACT_LONGEST = 100_000  # keys and values of more would not fit beside the rest
-CERTIFIED = streaming(256, heavy=64, clusters=64, reservoir=256)
-DRAWS, QUERIES = 4, 64
 
 
 def anonymous_bytes() -> int:
@@ -103,47 +102,6 @@ def timed(states: dict[int, StreamingState], rows: list[dict]) -> None:
             row["exact_step_us"] = 1e6 * statistics.median(exact[row["tokens"]])
 
 
-def inputs(kind: str, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of two heads: noise, 24 clusters, or noise with 0.5 % heavy keys."""
-    q, k, v = (torch.randn(1, 2, m, E, generator=rng) for m in (QUERIES, n, n))
-    if kind == "clustered":
-        at = torch.randint(24, (n,), generator=rng)
-        k, v = (0.2 * x + torch.randn(1, 2, 24, E, generator=rng)[:, :, at] for x in (k, v))
-    if kind == "heavy":
-        at = torch.randperm(n, generator=rng)[: n // 200]
-        k, v = 0.5 * k, 0.5 * v
-        k[:, :, at] = 16 * normalize(q[:, :, torch.randint(QUERIES, (len(at),), generator=rng)], dim=-1)
-        v[:, :, at] = 3 * torch.randn(1, 2, len(at), E, generator=rng)
-    return q, k, v
-
-
-def coverage(name: str, n: int, kind: Streaming) -> dict:
-    """Return how often the bounds hold, and how far they lie above the error."""
-    errors, likely, certain, norms = [], [], [], []
-    for seed in range(DRAWS):
-        q, k, v = inputs(name, n, generator(seed))
-        out, certificate = kind.certified(q, k, v, causal=False)
-        truth = scaled_dot_product_attention(q.double(), k.double(), v.double())
-        errors.append((out - truth).norm(dim=-1).flatten())
-        norms.append(truth.norm(dim=-1).flatten())
-        likely.append(certificate.statistical.error.flatten())
-        certain.append(certificate.deterministic.error.flatten())
-    error, norm, likely, certain = (torch.cat(x).double() for x in (errors, norms, likely, certain))
-    row = {
-        "inputs": name,
-        "tokens": n,
-        "remainder": kind.options.remainder,
-        "reads": len(error),
-        "relative_error": float((error.square().sum() / norm.square().sum()).sqrt()),
-        "statistical_covers": float((likely >= error).double().mean()),
-        "statistical_over_error": float((likely / error).median()),
-        "deterministic_covers": float((certain >= error).double().mean()),
-        "deterministic_over_error": float((certain / error).median()),
-    }
-    print(row, flush=True)
-    return row
-
-
 def drawing(rows: list[dict]) -> str:
     """Return the SVG: bytes against tokens, both logarithmic."""
     values = [row[key] for row in rows for key in ("state_bytes", "exact_kv_bytes")]
@@ -183,14 +141,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows, states = grown(Path(folder))
         timed(states, rows)
-        kinds = [
-            CERTIFIED,
-            streaming(256, heavy=64, remainder="off"),
-            streaming(256, heavy=64, remainder="zero"),
-        ]
-        names = ("random", "clustered", "heavy")
-        certificates = [coverage(name, n, CERTIFIED) for name in names for n in (1500, 5000)]
-        ablation = [coverage(name, 1500, kind) for kind in kinds[1:] for name in names]
+        kinds = [streaming(256, heavy=64, remainder=remainder) for remainder in ("off", "zero")]
+        ablation = [coverage(name, 1500, kind) for kind in kinds for name in NAMES]
     times = [row["step_us"] for row in rows]
     found = {
         "machine": {**machine(), "threads": 1},
@@ -202,7 +154,6 @@ def main() -> None:
         "rows": rows,
         "anonymous_growth_bytes": rows[-1]["anonymous_bytes"] - rows[0]["anonymous_bytes"],
         "step_time_spread": max(times) / min(times) - 1,
-        "certificates": certificates,
         "ablation": ablation,
     }
     with replacing(ROOT / "docs/streaming.svg") as draft:

@@ -135,6 +135,8 @@ COLUMNS = {
     "rows_kept": Column("rows kept, median", ".0f"),
     "t_gates": Column("T gates without QRAM", ".1e"),
     "kind": Column("kind"),
+    "statistical_covers": Column("reads covered", ".1%"),
+    "statistical_over_error": Column("bound over error", ".1f"),
     "state_bytes": Column("state, kB", ".0f", 1e3),
     "break_even_tokens": Column("smaller than keys and values beyond, tokens"),
     "error_flat": Column("error, flat scores", ".2f"),

@@ -4,7 +4,20 @@ from xml.etree import ElementTree
 
 import pytest
 
-from winnow.base.chart import BOTTOM, HEIGHT, LEFT, MARK, RIGHT, TOP, WIDTH, Point, Words, share_chart
+from winnow.base.chart import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    MARK,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Curve,
+    Point,
+    Words,
+    log_chart,
+    share_chart,
+)
 from winnow.base.errors import UsageError
 
 WORDS = Words("A <title> & more", "note", "across", "upward")
@@ -69,3 +82,23 @@ def test_what_has_no_logarithm_is_refused(quantity):
 def test_no_points_are_refused():
     with pytest.raises(UsageError, match="at least one point"):
         share_chart(WORDS, [])
+
+
+def test_a_log_chart_puts_decades_at_equal_steps_and_names_its_curves():
+    steps = ((10, 1.0, "1 kB"), (1000, 10.0, "2 kB"), (100_000, 100.0, "3 kB"))
+    flat = ((10, 5.0, "9 B"), (100_000, 5.0, "9 B <"))
+    drawn = log_chart(WORDS, [Curve("growing", steps), Curve("flat", flat, is_marked=True)])
+    places = circles(ElementTree.fromstring(drawn))
+    (x0, y0), (x1, y1), (x2, y2) = places[:3]
+    assert (x1 - x0, y0 - y1) == (pytest.approx(x2 - x1, abs=0.2), pytest.approx(y1 - y2, abs=0.2))
+    assert places[3][1] == places[4][1]
+    said = [text.text for text in ElementTree.fromstring(drawn).iter(f"{SVG}text")]
+    assert {"growing", "flat", "2 kB", "9 B <"} <= set(said)
+
+
+@pytest.mark.parametrize("point", [(0, 1.0, ""), (1, -2.0, ""), (1, float("inf"), "")])
+def test_a_log_chart_refuses_what_has_no_logarithm_and_nothing(point):
+    with pytest.raises(UsageError, match="positive number"):
+        log_chart(WORDS, [Curve("one", (point,))])
+    with pytest.raises(UsageError, match="at least one point"):
+        log_chart(WORDS, [Curve("none", ())])

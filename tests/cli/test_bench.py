@@ -248,3 +248,37 @@ def test_peers_that_are_installed_run_on_a_checkpoint(winnow, model):
     report = json.loads(winnow("bench", model, *SHORT, *against).out)
     assert [row["engine"] for row in report["rows"]] == ["winnow-dense", "llama.cpp", "ctranslate2"]
     assert all(row["dtype"] == "fp32" for row in report["rows"])
+
+
+def test_lengths_show_memory_that_grows_beside_memory_that_does_not(winnow, model, tmp_path):
+    line = ("bench", "--context", "256..2k", "--threads", 1, "--quiet")
+    report = json.loads(winnow(*line, "--json").out)
+    assert [row["tokens"] for row in report["rows"]] == [256, 1024, 2048]
+    assert [row["exact_bytes"] for row in report["rows"]] == [n * 2 * 8 * 64 * 2 for n in (256, 1024, 2048)]
+    assert len({row["streaming_bytes"] for row in report["rows"]}) == 1
+    assert all(row["exact_us"] > 0 < row["streaming_us"] for row in report["rows"])
+    assert set(report["machine"]) >= MACHINE
+    picture = tmp_path / "lengths.svg"
+    table = winnow("bench", model, "--context", "30,100", *line[3:], "--markdown", "--svg", picture).out
+    assert "4 heads, 4 with keys, of width 16" in table
+    assert [row.strip("| ").split(" | ")[0] for row in table.splitlines()[-2:]] == ["30", "100"]
+    texts = {text.text for text in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")}
+    assert {"exact", "streaming"} <= texts
+
+
+def test_lengths_beyond_memory_leave_exact_attention_out(winnow, monkeypatch):
+    monkeypatch.setattr("winnow.engine.bench.lengths.free_memory_bytes", lambda: 2**20)
+    shown = json.loads(winnow("bench", "--context", "128,1k", "--threads", 1, "--quiet", "--json").out)[
+        "rows"
+    ]
+    assert [row["exact_us"] is None for row in shown] == [False, True]
+    assert all(row["streaming_us"] > 0 for row in shown)
+
+
+@pytest.mark.parametrize("lengths", ["", "0", "2k..1k", "4,4", "1m", "2k..", "k"])
+def test_lengths_that_mean_nothing_are_refused(lengths, winnow):
+    assert_one_line(winnow("bench", "--context", lengths), 2, "--context")
+
+
+def test_a_race_against_others_has_no_lengths(winnow):
+    assert_one_line(winnow("bench", "--context", "1k", "--against", "hf"), 2, "--context and --against")

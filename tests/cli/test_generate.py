@@ -233,3 +233,18 @@ def test_logit_bias_moves_the_tokens_it_names(winnow, model):
 )
 def test_a_logit_bias_that_means_nothing_is_refused(winnow, model, bias, says):
     assert_one_line(winnow("generate", model, PROMPT, f"--logit-bias={bias}"), 2, says)
+
+
+def test_a_stream_goes_on_past_the_models_positions_with_its_plan(winnow, planned):
+    line = ("generate", planned, PROMPT, "--ignore-eos", "--json", "--max-tokens", 300)
+    assert_one_line(winnow(*line), 2, "160 positions", "--context streaming")
+    answer = json.loads(winnow(*line, "--context", "streaming", "--window", 40, "--heavy", 8).out)
+    assert len(answer["token_ids"]) == 300
+    assert answer["stats"]["mlp_density"] < 0.9
+
+
+def test_a_budget_without_a_stream_and_late_keys_within_one_are_refused(winnow, model):
+    assert_one_line(winnow("generate", model, PROMPT, "--heavy", 3), 2, "--heavy", "--context streaming")
+    lazy = ("--context", "streaming", "--window", 40, "--kv", "lazy")
+    assert_one_line(winnow("generate", model, PROMPT, *lazy), 2, "--kv lazy", "--kv dense")
+    assert_one_line(winnow("generate", model, PROMPT, "--context", "streaming"), 2, "--window at most 96")

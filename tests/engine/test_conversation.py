@@ -9,7 +9,8 @@ from tests.cli.checkpoint import N_POSITIONS, write
 from winnow.base.errors import ModelError, UsageError
 from winnow.engine import GenerateOptions, KvCache, SamplingOptions, load
 from winnow.engine.chat import ChatTemplate, Conversation, Message
-from winnow.engine.generate import Engine, Session
+from winnow.engine.context import Session
+from winnow.engine.generate import Engine
 from winnow.engine.prefill import Prefill
 from winnow.engine.sparsity import LowRankPredictor, Plan
 from winnow.engine.sparsity.plan import Provenance

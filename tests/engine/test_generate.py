@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tests.cli.checkpoint import write
 from winnow.base.errors import ModelError, ResourceError, UsageError
 from winnow.engine import Checkpoint, KvCache, StreamDecoder, forward
-from winnow.engine.generate import Engine, GenerateOptions, _Text, load
+from winnow.engine.generate import Engine, GenerateOptions, load
 from winnow.engine.sparsity import CalibrationOptions, calibrate, windows
+from winnow.engine.tokenizer import CertainText
 
 PROMPT = "the wind takes the light chaff"
 
@@ -109,7 +110,7 @@ def test_text_is_held_back_only_while_it_may_yet_be_a_stop_string(engine, data):
     cuts = data.draw(st.lists(places, max_size=3))
     stops = [whole[start : start + n] for start, n in cuts if whole[start : start + n]]
     stops += data.draw(st.lists(st.text("ab e\u00e9", min_size=1, max_size=3), max_size=2))
-    text = _Text(engine.tokenizer, tuple(stops))
+    text = CertainText(engine.tokenizer, tuple(stops))
     shown, n_longest = "", max(map(len, stops), default=1)
     for n, token in enumerate(ids, start=1):
         shown += text.push(token)

@@ -22,8 +22,9 @@ from winnow.engine import (
     parse_config,
 )
 from winnow.engine.cache import KV_POLICIES, KvPolicy
+from winnow.engine.context import Session
 from winnow.engine.decode import Decoder
-from winnow.engine.generate import Engine, Session
+from winnow.engine.generate import Engine
 from winnow.engine.model import prefill
 from winnow.engine.sparsity import Plan
 from winnow.engine.sparsity.plan import Provenance

@@ -1,6 +1,7 @@
 """Chart: the page of a self-contained SVG, and points joined by a line on it.   (floor 0 · base)
 
-A share chart has a share from 0 % to 100 % to the right, a positive quantity on a logarithmic scale upward.
+A share chart has a share from 0 % to 100 % to the right, a positive quantity on a logarithmic scale upward; a
+log chart has named curves and two logarithmic scales.
 No script, no font and no picture from elsewhere; every text is escaped.
 """
 
@@ -8,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 from winnow.base.errors import UsageError
 
@@ -61,6 +63,52 @@ def share_chart(words: Words, points: Sequence[Point]) -> str:
     return page(words, [*_grid(scale), *_curve(ordered, scale), *_labels(ordered, scale)])
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A name and its points: positive quantity to the right, positive quantity upward, words beside it."""
+
+    name: str
+    points: tuple[tuple[float | int, float | int, str], ...]
+    is_marked: bool = False
+
+
+def log_chart(words: Words, curves: Sequence[Curve]) -> str:
+    """Return the SVG of `curves`, each joined in the order given, both scales logarithmic.
+
+    Raises UsageError without points and for quantities that have no logarithm.
+    """
+    numbers = [point[:2] for curve in curves for point in curve.points]
+    if not numbers:
+        raise UsageError("A chart needs at least one point.")
+    wrong = [x for pair in numbers for x in pair if not (x > 0 and math.isfinite(x))]
+    if wrong:
+        raise UsageError(f"A chart cannot show {wrong[0]}; expected a positive number.")
+    room = 60  # for the curves' names
+    across = _LogScale([x for x, _ in numbers], LEFT, WIDTH - RIGHT - room)
+    upward = _LogScale([y for _, y in numbers], HEIGHT - BOTTOM, TOP)
+    parts = []
+    for decade in range(upward.lowest, upward.highest + 1):
+        y = upward.at(10.0**decade)
+        parts += [line((LEFT, y), (WIDTH - RIGHT, y), "#d5dae1"), _power(LEFT - 10, y + 4, decade)]
+    for decade in range(across.lowest, across.highest + 1):
+        x = across.at(10.0**decade)
+        parts += [
+            line((x, TOP), (x, HEIGHT - BOTTOM), "#e6e9ee"),
+            _power(x + 8, HEIGHT - BOTTOM + 19, decade),
+        ]
+    for curve in curves:
+        colour = MARK if curve.is_marked else LINE
+        places = [(across.at(x), upward.at(y)) for x, y, _ in curve.points]
+        parts += [line(a, b, colour, 2) for a, b in pairwise(places)]
+        parts += [dot(place, is_marked=curve.is_marked) for place in places]
+        labels = [label for _, _, label in curve.points]
+        parts += [
+            text(x, y - 11, label, "point", "middle") for (x, y), label in zip(places, labels, strict=True)
+        ]
+        parts += [text(x + 10, y + 4, curve.name, "tick") for x, y in places[-1:]]
+    return page(words, parts)
+
+
 def page(words: Words, parts: Sequence[str]) -> str:
     """Return the SVG that holds `parts` inside the margins and `words` around them."""
     head = (
@@ -104,6 +152,20 @@ class _Scale:
     def y(self, quantity: float | int) -> float:
         part = (math.log10(quantity) - self.lowest) / (self.highest - self.lowest)
         return HEIGHT - BOTTOM - part * (HEIGHT - TOP - BOTTOM)
+
+
+class _LogScale:
+    """From positive quantities to places between two ends of the page, whole decades wide."""
+
+    def __init__(self, values: Sequence[float | int], start: float | int, end: float | int) -> None:
+        logs = [math.log10(value) for value in values]
+        self.lowest = math.floor(min(logs))
+        self.highest = max(math.ceil(max(logs)), self.lowest + 1)
+        self.start, self.end = start, end
+
+    def at(self, value: float | int) -> float:
+        part = (math.log10(value) - self.lowest) / (self.highest - self.lowest)
+        return self.start + part * (self.end - self.start)
 
 
 def _frame(words: Words) -> list[str]:

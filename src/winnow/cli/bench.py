@@ -23,8 +23,10 @@ from winnow.cli.rivals import Setting, native, open_native
 from winnow.cli.show import quantity, share, show_json, show_markdown, show_table
 from winnow.engine import parse_config, tensor_shapes
 from winnow.engine.bench import BenchOptions, BenchReport, Expected, Row, Runner, WinnowRunner, race
+from winnow.engine.bench.lengths import HeadShape, measure_lengths
 from winnow.engine.cache import KV_POLICIES
 from winnow.engine.checkpoint import WEIGHT_BYTES
+from winnow.engine.context import StreamingContext
 from winnow.engine.generate import DTYPES
 from winnow.engine.synthetic import shape_config, synthetic_shape
 from winnow.kernels import Cpu, open_cpu
@@ -78,6 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("received --json and --markdown; expected one of them.")
     if arguments.svg is not None and arguments.svg.suffix != ".svg":
         raise UsageError(f"--svg {arguments.svg} does not end in .svg; name the file race.svg, say.")
+    if arguments.context is not None:
+        return _lengths(arguments)
     with ExitStack() as held:
         field = _shape(arguments, held) if arguments.shape is not None else _checkpoint(arguments, held)
         options = BenchOptions(field.name, arguments.prompt_tokens, arguments.max_tokens, arguments.repeats)
@@ -93,6 +97,47 @@ def run(arguments: argparse.Namespace) -> int:
     for failure in report.failures:
         say(f"this run is void: {failure}.")
     return 1 if report.failures else 0
+
+
+def _lengths(arguments: argparse.Namespace) -> int:
+    """Print what one layer's attention holds and takes at each length."""
+    if arguments.against:
+        raise UsageError("received --context and --against; expected one of them.")
+    shape, config = HeadShape(), None
+    if arguments.shape is not None:
+        config = parse_config(shape_config(arguments.shape))
+    elif arguments.model is not None:
+        config = open_checkpoint(arguments).config
+    if config is not None:
+        dtype = torch.float32 if arguments.dtype == "fp32" else torch.bfloat16
+        shape = HeadShape(config.n_heads, config.n_kv_heads, config.head_width, dtype)
+    cpu = open_cpu(arguments.threads or len(os.sched_getaffinity(0)))
+    progress = Progress("reading", len(arguments.context), quiet=arguments.quiet)
+    kind = StreamingContext().any_length()
+    report = measure_lengths(shape, kind, arguments.context, cpu, progress.update)
+    if arguments.svg is not None:
+        with replacing(arguments.svg) as draft:
+            draft.write_text(report.to_svg(), encoding="utf-8")
+    if arguments.json:
+        show_json(report.to_json())
+        return 0
+    rows = [
+        [
+            f"{row.tokens:,}",
+            quantity(row.exact_bytes),
+            quantity(row.streaming_bytes),
+            "does not fit" if row.exact_us is None else f"{row.exact_us:.0f} us",
+            f"{row.streaming_us:.0f} us",
+        ]
+        for row in report.rows
+    ]
+    columns = ("tokens", "exact holds", "streaming holds", "exact step", "streaming step")
+    (show_markdown if arguments.markdown else show_table)(
+        f"one layer of {shape.n_heads} heads, {shape.n_kv_heads} with keys, of width {shape.head_width}",
+        columns,
+        rows,
+    )
+    return 0
 
 
 def _checkpoint(arguments: argparse.Namespace, held: ExitStack) -> _Field:

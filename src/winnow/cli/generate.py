@@ -7,7 +7,7 @@ import torch
 
 from winnow.base.errors import UsageError
 from winnow.cli.failures import say
-from winnow.cli.opening import open_engine, read_prompt, read_text
+from winnow.cli.opening import open_engine, read_context, read_prompt, read_text
 from winnow.cli.show import quantity, share, show_json, show_table
 from winnow.engine.generate import Engine, GenerateOptions, Piece, Stats
 from winnow.engine.sampling import SamplingOptions
@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = request(arguments)
     prompt = _prompt(arguments)
     plan = None if arguments.dense else arguments.plan or "auto"
-    engine = open_engine(arguments, plan, arguments.device, arguments.kv)
+    engine = open_engine(arguments, plan, arguments.device, arguments.kv, read_context(arguments))
     pieces = list(_shown(engine.run(prompt, options), quiet=arguments.json))
     stats = engine.last_stats
     assert stats is not None

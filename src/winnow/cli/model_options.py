@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from winnow.cli.line import Parser
-from winnow.cli.values import bias, engines, positive, real, whole
+from winnow.cli.values import bias, engines, lengths, positive, real, whole
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")  # engine.generate.DTYPES, which importing torch would cost
 
@@ -41,6 +41,28 @@ def add_kv(parser: Parser) -> None:
         default="dense",
         help="where heads are left out: keys and values of every head at once (dense, default), or of a head "
         "when it is needed; both exact",
+    )
+
+
+def add_context(parser: Parser) -> None:
+    """Add what is remembered of a sequence, and the budget of a stream."""
+    add = parser.add_argument
+    add(
+        "--context",
+        choices=("exact", "streaming"),  # engine.context.CONTEXTS
+        default="exact",
+        help="keep every key and value, up to the model's positions (exact, default), or go on without end "
+        "in constant memory (streaming)",
+    )
+    tokens = "with streaming, per layer and kv head: "
+    add("--window", type=positive, metavar="N", help=f"{tokens}the latest tokens kept exactly (1024)")
+    add("--heavy", type=whole, metavar="N", help=f"{tokens}the heaviest of the older keys kept exactly (256)")
+    add("--sinks", type=whole, metavar="N", help=f"{tokens}the first tokens kept exactly (4)")
+    add("--clusters", type=positive, metavar="N", help=f"{tokens}clusters that stand for the others (64)")
+    add(
+        "--remainder",
+        choices=("on", "off", "zero"),
+        help="with streaming: clusters speak (on, default), are forgotten, or weigh and say nothing",
     )
 
 
@@ -109,6 +131,7 @@ def add_generate(parser: Parser) -> None:
     add("--device", choices=("cpu", "cuda"), default="cpu", help="cpu (default); cuda is not in this version")
     add("--explain", action="store_true", help="per layer: density, recall, bytes, time; on standard error")
     add_kv(parser)
+    add_context(parser)
     add_model_options(parser)
     add_json(parser)
 
@@ -190,6 +213,13 @@ def add_bench(parser: Parser) -> None:
     add("--density", type=real, default=0.1, metavar="SHARE", help="with --shape: neurons computed (0.1)")
     add("--head-density", type=real, default=1.0, metavar="SHARE", help="with --shape: heads computed (1)")
     add_kv(parser)
+    add(
+        "--context",
+        type=lengths,
+        metavar="RANGE",
+        help="instead of a race: memory and time of one layer's attention against the tokens before a step, "
+        "exact and streaming, at 2k..1M or 2k,32k,1M; the shape is 8 heads of width 64, or the model's",
+    )
     add("--text", type=Path, metavar="FILE", help="with MODEL: the prompt is the beginning of this text")
     add(
         "--against",

@@ -13,6 +13,7 @@ from winnow.base.room import check_memory
 from winnow.cli.failures import say
 from winnow.engine import load_weights
 from winnow.engine.checkpoint import Checkpoint, check_finite
+from winnow.engine.context import StreamingContext
 from winnow.engine.generate import Engine, load
 from winnow.engine.sparsity import windows
 from winnow.engine.sparsity.fidelity import WINDOW_TOKENS
@@ -22,7 +23,11 @@ NO_LAZY = "--kv lazy changes nothing here: every head is computed"
 
 
 def open_engine(
-    arguments: argparse.Namespace, plan: str | Path | None, device: str = "cpu", kv: str = "dense"
+    arguments: argparse.Namespace,
+    plan: str | Path | None,
+    device: str = "cpu",
+    kv: str = "dense",
+    context: StreamingContext | None = None,
 ) -> Engine:
     """Return the engine for MODEL with `plan`: "auto", a path, or None for dense; says where `kv` is in vain.
 
@@ -43,10 +48,22 @@ def open_engine(
         offline=arguments.offline,
         kv=kv,
         head_dtype=arguments.head_dtype,
+        context="exact" if context is None else context,
     )
     if engine.kv.is_lazy and not (engine.plan and engine.plan.has_heads) and not arguments.quiet:
         say(f"{NO_LAZY}; take a plan that leaves heads out.")
     return engine
+
+
+def read_context(arguments: argparse.Namespace) -> StreamingContext | None:
+    """Return the budget that the options name, None for an exact context; refuses a budget for that."""
+    names = ("window", "heavy", "sinks", "clusters", "remainder")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.context == "streaming":
+        return StreamingContext(**given)
+    if given:
+        raise UsageError(f"--{next(iter(given))} is a stream's; add --context streaming, or leave it out.")
+    return None
 
 
 def open_exact(arguments: argparse.Namespace) -> Weights:

@@ -1,6 +1,7 @@
 """Values: what an option's text stands for.   (floor 8 · cli)"""
 
 import argparse
+from itertools import pairwise
 
 ENGINES = ("hf", "llama.cpp", "ctranslate2")
 GGUF_PRECISIONS = {"bf16": "bf16", "q8_0": "int8", "q4_0": "int4"}  # llama.cpp's names for Winnow's
@@ -49,6 +50,26 @@ def seed(text: str) -> int:
     if not 0 <= number < 2**63:
         raise argparse.ArgumentTypeError(f"{number} is no seed, expected 0 to 2**63 - 1")
     return number
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """Read numbers of tokens: 2k..1M in steps of four, or 2k,10k,1M; k is 1024, M is 1024 k."""
+    first, dots, last = text.partition("..")
+    if not dots:
+        found = [_tokens(word) for word in text.split(",")]
+    else:
+        end, found = _tokens(last), [_tokens(first)]
+        while 4 * found[-1] < end:
+            found.append(4 * found[-1])
+        found += [end] if end != found[-1] else []
+    if any(a >= b for a, b in pairwise(found)):
+        raise argparse.ArgumentTypeError(f"{text!r} does not ascend, expected 2k..1M or 2k,32k,1M")
+    return tuple(found)
+
+
+def _tokens(text: str) -> int:
+    factor = {"k": 1024, "M": 1024**2}.get(text[-1:], 1)
+    return positive(text if factor == 1 else text[:-1]) * factor
 
 
 def bias(text: str) -> tuple[int, float]:

@@ -13,6 +13,7 @@
     decode.py       one token through the kernels, with only the neurons it needs
     prefill.py      a prompt, many tokens at a time, from the same packed weights
     sampling.py     from logits to a token
+    context/        a past in constant memory: sequences longer than the model's positions
     generate.py     prompt in, tokens and their statistics out
     chat/           conversations: a model's template, and turns that share one cache
     synthetic.py    random models of known shapes

@@ -15,7 +15,7 @@ reads is known, which may be before the layer's attention or in the layer below 
 predictor computes all its neurons.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -30,7 +30,7 @@ from winnow.engine.families import rotary_table
 from winnow.engine.sparsity.predictor import HeadPredictor, Lookahead, Predictor
 from winnow.engine.sparsity.sparse_mlp import WinnowedMlp
 from winnow.engine.weights import HeadLinear, RmsNorm, Weights
-from winnow.kernels import MOST_BATCH, Cpu, Listed, Lists
+from winnow.kernels import MOST_BATCH, Calls, Cpu, Listed, Lists
 
 Rows = Float32[np.ndarray, "B _"]  # D, or the width that the operand beside it gives
 Half = Float32[np.ndarray, " half"]  # E/2
@@ -63,6 +63,77 @@ class Schedule:
 
 
 @final
+class Act:
+    """What one step computes, in the order above, but for attention, which is the caller's.
+
+    With a tape as `calls` a run is recorded, with the kernels themselves it is made.
+    """
+
+    def __init__(
+        self, weights: Weights, predictors: Sequence[Predictor | None], calls: Calls, batch: int
+    ) -> None:
+        """Make the buffers; no weight is copied."""
+        self.weights = weights
+        self.calls = calls
+        self.schedule = Schedule.of(predictors)
+        self.buffers = _Buffers(weights.config, batch)
+        self.n_active = np.full((weights.config.n_layers, batch), weights.config.n_neurons)
+        layers = zip(weights.layers, predictors, self.n_active, strict=True)
+        self.mlps = [WinnowedMlp(layer, predictor, calls, count) for layer, predictor, count in layers]
+
+    def embed(self, cpu: Cpu, row: int, token: int, position: int) -> None:
+        """Write the input of a sequence, at once: its token's embedding, its learned position's."""
+        weights, buffers = self.weights, self.buffers
+        cpu.unpack(weights.embed, token, buffers.embedded[row : row + 1])
+        if weights.positions is not None:
+            buffers.placed[row] = weights.positions[position].float().numpy()
+
+    def run(self, attention: Callable[[int, Rows], Rows]) -> None:
+        """Go from the tokens' embeddings to the logits; `attention` is given a layer and what it reads."""
+        weights, buffers, calls = self.weights, self.buffers, self.calls
+        x, normed = buffers.x, buffers.normed
+        if weights.project_in is not None:
+            weights.project_in.apply(calls, buffers.embedded, x)
+        if weights.positions is not None:
+            self._add(buffers.placed)
+        for index, layer in enumerate(weights.layers):
+            calls.clock(buffers.times[index])
+            if weights.config.is_pre_norm:
+                layer.attention_norm.apply(calls, x, normed)
+                self._select(self.schedule.at_attention[index], normed)
+                self._add(attention(index, normed))
+                layer.mlp_norm.apply(calls, x, normed)
+                self._add(self._mlp(index, normed))
+            else:  # OPT-350m norms after the sum
+                self._select(self.schedule.at_attention[index], x)
+                self._add(attention(index, x))
+                layer.attention_norm.apply(calls, x, x)
+                self._add(self._mlp(index, x))
+                layer.mlp_norm.apply(calls, x, x)
+        calls.clock(buffers.times[-1])
+        if weights.final_norm is not None:
+            weights.final_norm.apply(calls, x, x)
+        if weights.project_out is not None:
+            weights.project_out.apply(calls, x, buffers.projected)
+        weights.head.apply(calls, x if weights.project_out is None else buffers.projected, buffers.logits)
+
+    def _add(self, rows: Rows) -> None:
+        """Add `rows` to the residual stream."""
+        self.calls.add(rows.reshape(-1), self.buffers.x.reshape(-1))
+
+    def _select(self, layers: Sequence[int], view: Rows) -> None:
+        """Run the predictors of `layers`, which read `view` and list the neurons to compute."""
+        for index in layers:
+            self.mlps[index].select(view)
+
+    def _mlp(self, index: int, x: Rows) -> Rows:
+        """Compute the contribution of the neurons that the predictor selects; of all where there is none."""
+        self._select(self.schedule.at_mlp[index], x)
+        self.mlps[index].apply(x, self.buffers.mlp)
+        return self.buffers.mlp
+
+
+@final
 class Decoder:
     """Decodes on the CPU: what all decodings of one model with one set of predictors share."""
 
@@ -84,7 +155,6 @@ class Decoder:
         self.heads = heads or (None,) * len(weights.layers)
         self.kv = kv
         self.cpu = cpu
-        self.schedule = Schedule.of(predictors)
         is_by_head = all(isinstance(layer.out, HeadLinear) for layer in weights.layers)
         if not is_by_head and any(predictor is not None for predictor in self.heads):
             raise UsageError(
@@ -118,20 +188,18 @@ class Decoding:
         self.caches = caches
         weights, config = decoder.weights, decoder.weights.config
         n, n_heads, batch = config.n_layers, config.n_kv_heads, len(caches)
-        self._buffers = _Buffers(config, batch)
+        self._tape = decoder.cpu.tape()
+        self._act = Act(weights, decoder.predictors, self._tape, batch)
+        self._buffers = self._act.buffers
         self._n_heads = np.full((n, batch), n_heads)
-        self._n_active = np.full((n, batch), config.n_neurons)
         every = np.tile(np.arange(n_heads, dtype=np.int32), (batch, 1))
         self._heads: list[Lists] = [(every.copy(), self._n_heads[index]) for index in range(n)]
         self._blocks = [cache.blocks for cache in caches]
         leaves_out = [predictor is not None for predictor in decoder.heads]
         self._backlogs = [Backlog(weights, leaves_out, cache, decoder.kv, decoder.cpu) for cache in caches]
-        self._tape = decoder.cpu.tape()
-        layers = zip(weights.layers, decoder.predictors, self._n_active, strict=True)
-        self._mlps = [WinnowedMlp(layer, predictor, self._tape, count) for layer, predictor, count in layers]
-        self._meter = Meter(weights, caches, self._backlogs, decoder.heads, self._mlps)
+        self._meter = Meter(weights, caches, self._backlogs, decoder.heads, self._act.mlps)
         self._angles = [_Angles(config) for _ in caches]
-        self._record()
+        self._act.run(self._attention)
 
     @property
     def counts(self) -> DecodeCounts:
@@ -145,8 +213,8 @@ class Decoding:
         and each token lie in the vocabulary: callers check.
         """
         buffers, positions = self._buffers, [cache.length for cache in self.caches]
-        self._embed(tokens, positions)
         for row, (position, angles) in enumerate(zip(positions, self._angles, strict=True)):
+            self._act.embed(self.decoder.cpu, row, tokens[row], position)
             angles.write(position, buffers.cos[row], buffers.sin[row])
             self._backlogs[row].begin(position, buffers.cos[row], buffers.sin[row])
         buffers.positions[:] = positions
@@ -154,48 +222,9 @@ class Decoding:
         for cache, backlog, position in zip(self.caches, self._backlogs, positions, strict=True):
             backlog.end(position)
             cache.length += 1
-        self._meter.add(positions, self._heads, self._n_heads, self._n_active, buffers.times[:, 0])
+        n_active, times = self._act.n_active, buffers.times[:, 0]
+        self._meter.add(positions, self._heads, self._n_heads, n_active, times)
         return buffers.logits.copy()
-
-    def _embed(self, tokens: Sequence[int], positions: Sequence[int]) -> None:
-        weights, buffers = self.decoder.weights, self._buffers
-        for row, (token, position) in enumerate(zip(tokens, positions, strict=True)):
-            self.decoder.cpu.unpack(weights.embed, token, buffers.embedded[row : row + 1])
-            if weights.positions is not None:
-                buffers.placed[row] = weights.positions[position].float().numpy()
-
-    def _record(self) -> None:
-        """Record the act: from the tokens' embeddings to the logits."""
-        weights, buffers, tape = self.decoder.weights, self._buffers, self._tape
-        x, normed = buffers.x, buffers.normed
-        if weights.project_in is not None:
-            weights.project_in.apply(tape, buffers.embedded, x)
-        if weights.positions is not None:
-            self._add(buffers.placed)
-        for index, layer in enumerate(weights.layers):
-            tape.clock(buffers.times[index])
-            if weights.config.is_pre_norm:
-                layer.attention_norm.apply(tape, x, normed)
-                self._select(self.decoder.schedule.at_attention[index], normed)
-                self._add(self._attention(index, normed))
-                layer.mlp_norm.apply(tape, x, normed)
-                self._add(self._mlp(index, normed))
-            else:  # OPT-350m norms after the sum
-                self._select(self.decoder.schedule.at_attention[index], x)
-                self._add(self._attention(index, x))
-                layer.attention_norm.apply(tape, x, x)
-                self._add(self._mlp(index, x))
-                layer.mlp_norm.apply(tape, x, x)
-        tape.clock(buffers.times[-1])
-        if weights.final_norm is not None:
-            weights.final_norm.apply(tape, x, x)
-        if weights.project_out is not None:
-            weights.project_out.apply(tape, x, buffers.projected)
-        weights.head.apply(tape, x if weights.project_out is None else buffers.projected, buffers.logits)
-
-    def _add(self, rows: Rows) -> None:
-        """Record that `rows` are added to the residual stream."""
-        self._tape.add(rows.reshape(-1), self._buffers.x.reshape(-1))
 
     def _attention(self, index: int, x: Rows) -> Rows:
         """Record attention over all positions up to this one, its key and value stored first."""
@@ -244,17 +273,6 @@ class Decoding:
             norm.apply(self._tape, heads, heads)
         if self.decoder.weights.config.rope is not None:
             self._tape.rotate(heads, self._buffers.cos[row], self._buffers.sin[row])
-
-    def _select(self, layers: Sequence[int], view: Rows) -> None:
-        """Record the predictors of `layers`, which read `view` and list the neurons to compute."""
-        for index in layers:
-            self._mlps[index].select(view)
-
-    def _mlp(self, index: int, x: Rows) -> Rows:
-        """Record the contribution of the neurons that the predictor selects; of all where there is none."""
-        self._select(self.decoder.schedule.at_mlp[index], x)
-        self._mlps[index].apply(x, self._buffers.mlp)
-        return self._buffers.mlp
 
 
 class _Angles:

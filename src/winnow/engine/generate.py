@@ -3,25 +3,31 @@
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import final
 
 import numpy as np
 import torch
 
 from winnow.base.errors import ModelError, ResourceError, UsageError
 from winnow.base.room import check_memory
-from winnow.engine.cache import KV_POLICIES, KvCache, KvPolicy
+from winnow.engine.cache import KV_POLICIES, KvPolicy
 from winnow.engine.checkpoint import Checkpoint
+from winnow.engine.context import (
+    CONTEXTS,
+    Session,
+    Stream,
+    StreamingContext,
+    StreamingDecoding,
+    torch_threads,
+)
 from winnow.engine.counts import DecodeCounts
-from winnow.engine.decode import Decoder
+from winnow.engine.decode import Decoder, Decoding
 from winnow.engine.families import load_weights
 from winnow.engine.prefill import Prefill
 from winnow.engine.sampling import SamplingOptions, pick
 from winnow.engine.sparsity import Plan, find_plan, open_plan
-from winnow.engine.tokenizer import StreamDecoder, Tokenizer
+from winnow.engine.tokenizer import CertainText, Tokenizer
 from winnow.engine.weights import Weights
 from winnow.kernels import int4, open_cpu
 
@@ -87,54 +93,12 @@ class Completion:
     stats: Stats
 
 
-@contextmanager
-def torch_threads(n_threads: int) -> Iterator[None]:
-    """Let torch use `n_threads` inside the block and what it used before after it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@final
-class Session:
-    """The cache of one conversation, for runs whose prompts begin alike.
-
-    Of a prompt, only the tokens after the longest beginning that the cache holds are read; what the cache
-    holds beyond it is forgotten. An interrupted run leaves what it had read and said. Memory grows with the
-    longest run so far, by doubling; one sequence at a time.
-    """
-
-    def __init__(self, weights: Weights) -> None:
-        """Hold nothing yet."""
-        self.weights = weights
-        self.cache: KvCache | None = None
-        self.tokens: list[int] = []  # the first cache.length of them are in the cache
-        self.n_read = 0  # of the last prompt
-
-    def begin(self, ids: Sequence[int], capacity: int) -> KvCache:
-        """Return the cache with the beginning of `ids`, its last token aside, and room for `capacity`."""
-        if self.cache is None:
-            self.cache = KvCache(self.weights.config, capacity, self.weights.cache_dtype)
-        elif self.cache.capacity < capacity:
-            most = self.weights.config.n_positions
-            self.cache.grow(max(capacity, min(2 * self.cache.capacity, most)))
-        held = self.tokens[: self.cache.length]
-        n_alike = next((i for i, (a, b) in enumerate(zip(ids, held, strict=False)) if a != b), None)
-        n_alike = min(len(ids), len(held)) if n_alike is None else n_alike
-        self.cache.length = min(n_alike, len(ids) - 1)  # the last token's logits are needed
-        self.tokens = list(ids)
-        self.n_read = len(ids) - self.cache.length
-        return self.cache
-
-
 class Engine:
     """A loaded model that generates text.
 
     The same prompt, options and seed give the same tokens for any number of threads. With a plan, the tokens
-    after the first are computed from selected neurons only; the prompt is always read densely.
+    after the first are computed from selected neurons only; the prompt is always read densely. With a
+    `context` a sequence may be longer than the model's positions: see `StreamingContext`.
     """
 
     def __init__(
@@ -144,9 +108,11 @@ class Engine:
         plan: Plan | None,
         threads: int,
         kv: KvPolicy = KV_POLICIES["dense"],
+        context: StreamingContext | None = None,
     ) -> None:
         self.weights = weights
         self.kv = kv
+        self.context = context
         self.tokenizer = tokenizer
         self.cpu = open_cpu(threads)
         self.prefill = Prefill(weights, self.cpu)
@@ -155,9 +121,12 @@ class Engine:
 
     def use_plan(self, plan: Plan | None) -> None:
         """Decode with `plan` from now on, None for every neuron; no weight is copied."""
+        if self.context is not None:
+            self.context.check_fits(plan, self.kv)
         self.plan = plan
         layers = plan.layers if plan else (None,) * self.weights.config.n_layers
         self.decoder = Decoder(self.weights, layers, self.cpu, plan.heads if plan else (), self.kv)
+        self.streaming = None if self.context is None else Stream(self.prefill, self.decoder, self.context)
 
     def generate(  # noqa: PLR0913 (a public verb: the names its users expect)
         self,
@@ -223,14 +192,20 @@ class Engine:
     ) -> Iterator[Piece]:
         """Yield pieces for one request; `generate` and `stream` are this with the options spelled out.
 
-        A `session` keeps the cache for the next request; without one it is dropped at the end.
+        A `session` keeps the cache for the next request; without one it is dropped at the end. Raises
+        UsageError for one where the context is streaming: what was sent on cannot be taken back.
         """
+        if session is not None and self.streaming is not None:
+            raise UsageError(
+                "A session keeps all keys; it cannot go with --context streaming. Leave one out."
+            )
         ids = self._prompt_ids(prompt, options)
         return self._run(ids, options, session or Session(self.weights))
 
     def _prompt_ids(self, prompt: str | Sequence[int], options: GenerateOptions) -> list[int]:
         config = self.weights.config
-        if isinstance(prompt, str) and len(prompt) > MOST_CHARACTERS * config.n_positions:
+        is_bounded = self.streaming is None
+        if isinstance(prompt, str) and is_bounded and len(prompt) > MOST_CHARACTERS * config.n_positions:
             raise UsageError(
                 f"The prompt has {len(prompt)} characters, the model {config.n_positions} positions; "
                 "shorten it."
@@ -245,21 +220,20 @@ class Engine:
         if outside:
             raise UsageError(f"logit_bias names token {outside[0]}; expected 0 to {config.vocab_size - 1}.")
         needed = len(ids) + options.max_tokens
-        if needed > config.n_positions:
+        if is_bounded and needed > config.n_positions:
             raise UsageError(
                 f"Prompt and answer need {len(ids)} + {options.max_tokens} = {needed} tokens, the model has "
-                f"{config.n_positions} positions; shorten the prompt or lower max_tokens."
+                f"{config.n_positions} positions; shorten the prompt, lower max_tokens or take --context "
+                "streaming."
             )
         return ids
 
     def _run(self, ids: list[int], options: GenerateOptions, session: Session) -> Iterator[Piece]:
         started_s = time.perf_counter()
-        text = _Text(self.tokenizer, options.stop)
-        cache = session.begin(ids, len(ids) + options.max_tokens)
-        history = session.tokens
-        decoding = self.decoder.start(cache)
+        text = CertainText(self.tokenizer, options.stop)
         with torch_threads(self.cpu.threads), torch.inference_mode():
-            logits = self.prefill.read(torch.tensor(ids[cache.length :]), cache)
+            decoding, logits = self._begun(ids, len(ids) + options.max_tokens, session)
+        history = session.tokens
         first_s = decode_s = 0.0
         for step in range(options.max_tokens):
             if step:
@@ -280,6 +254,18 @@ class Engine:
             yield Piece(shown, token, _logprob(logits, token) if options.logprobs else None, reason)
             if last:
                 return
+
+    def _begun(
+        self, ids: list[int], n_tokens: int, session: Session
+    ) -> tuple[Decoding | StreamingDecoding, np.ndarray]:
+        """Read the prompt; return what goes on from it, and the logits after it."""
+        if self.streaming is not None:
+            session.tokens, session.n_read = list(ids), len(ids)
+            past = self.streaming.start()
+            return self.streaming.decode(past), self.streaming.read(torch.tensor(ids), past)
+        cache = session.begin(ids, n_tokens)
+        decoding = self.decoder.start(cache)
+        return decoding, self.prefill.read(torch.tensor(ids[cache.length :]), cache)
 
     def _pick(self, logits: np.ndarray, options: GenerateOptions, step: int, history: list[int]) -> int:
         logits[self.tokenizer.vocab_size :] = -np.inf  # rows of the embedding that no token uses
@@ -310,47 +296,6 @@ def _logprob(logits: np.ndarray, token: int) -> float:
     return float(shifted[token] - np.log(np.exp(shifted).sum()))
 
 
-class _Text:
-    """Text as it becomes certain: whole characters only, and nothing that may yet be a stop string."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-        self.decoder = StreamDecoder(tokenizer)
-        self.stop = stop
-        self.held = ""
-        self.stopped = False
-
-    def push(self, token: int) -> str:
-        self.held += self.decoder.push(token)
-        return self._release()
-
-    def flush(self) -> str:
-        """Return what was held back when the text ends here."""
-        if self.stopped:
-            return ""
-        self.held += self.decoder.flush()
-        certain = self._release()
-        if self.stopped:
-            return certain
-        rest, self.held = self.held, ""
-        return certain + rest
-
-    def _release(self) -> str:
-        ends = [i for i in (self.held.find(s) for s in self.stop) if i >= 0]
-        if ends:
-            self.stopped = True
-            shown, self.held = self.held[: min(ends)], ""
-            return shown
-        longest = max((_overlap(self.held, s) for s in self.stop), default=0)
-        cut = len(self.held) - longest
-        shown, self.held = self.held[:cut], self.held[cut:]
-        return shown
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that begins `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
-
-
 def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
     path: str | Path | None = None,
     *,
@@ -361,6 +306,7 @@ def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
     offline: bool = False,
     kv: str = "dense",
     head_dtype: str | None = None,
+    context: str | StreamingContext = "exact",
 ) -> Engine:
     """Load a checkpoint directory, bundled name or hub id (left out: pico) and return an Engine.
 
@@ -368,6 +314,8 @@ def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
     None runs dense. `dtype` is fp32, bf16, int8 or int4, `head_dtype` that of the map to logits, if another.
     `threads` defaults to the processors this process may use.
     `kv` matters to plans that leave heads out: "lazy" computes a head's keys and values when it is selected.
+    `context`: "exact" keeps every key and value, up to the model's positions; "streaming", or a
+    `StreamingContext` with its budget, goes on without end in constant memory, with a plan or without.
     Raises ModelError for a missing or broken model or plan, ResourceError for a device this machine lacks
     and, before a weight is read, for more memory than is free.
     """
@@ -377,6 +325,9 @@ def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
         raise UsageError(f"head_dtype is {head_dtype!r}; expected one of {', '.join(DTYPES)}.")
     if kv not in KV_POLICIES:
         raise UsageError(f"kv is {kv!r}; expected one of {', '.join(KV_POLICIES)}.")
+    if isinstance(context, str) and context not in CONTEXTS:
+        raise UsageError(f"context is {context!r}; expected one of {', '.join(CONTEXTS)}.")
+    streams = CONTEXTS[context] if isinstance(context, str) else context
     if device != "cpu":
         raise ResourceError(f"device is {device!r}; this version runs on the CPU. Use device='cpu'.")
     n_threads = len(os.sched_getaffinity(0)) if threads is None else threads
@@ -389,9 +340,12 @@ def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
     opened = None
     if plan_path:
         opened = open_plan(Path(plan_path), checkpoint.config, checkpoint.content_hash(), dtype)
+    if streams is not None:
+        streams.check_fits(opened, KV_POLICIES[kv])
+        streams.kind(checkpoint.config)
     # Last, as it is the longest: what is small has been found good by now.
     check_memory(checkpoint.memory_bytes(DTYPES[dtype]), str(checkpoint.directory))
     weights = load_weights(checkpoint, DTYPES[dtype], by_head=opened is not None and opened.has_heads)
     if head_dtype is not None:
         weights = weights.with_head(DTYPES[head_dtype])
-    return Engine(weights, tokenizer, opened, n_threads, KV_POLICIES[kv])
+    return Engine(weights, tokenizer, opened, n_threads, KV_POLICIES[kv], streams)

@@ -47,7 +47,7 @@ class Prefill:
         self.weights = weights
         self._cpu = cpu
         self._steps = Decoder(weights, (None,) * weights.config.n_layers, cpu)
-        self._dtype = weights.cache_dtype  # of products
+        self.dtype = weights.cache_dtype  # of products
         self._scratch = torch.empty(0, dtype=torch.bfloat16)
 
     @property
@@ -72,7 +72,7 @@ class Prefill:
             else:
                 x = self._hidden(chunk, cache, n_wanted=1 if done == len(ids) else 0)
                 if len(x):
-                    self._head(x, logits[None])
+                    self.head(x, logits[None])
         return logits
 
     def _hidden(self, ids: Int64[Tensor, " T"], cache: KvCache, n_wanted: int) -> Float32[Tensor, "wanted D"]:
@@ -89,18 +89,18 @@ class Prefill:
     ) -> Float32[Tensor, "wanted D"]:
         """Store the keys and values of all rows; return the layer's output in the last `n_wanted` of them."""
         is_pre_norm, first = self.weights.config.is_pre_norm, len(x) - n_wanted
-        read = (layer.attention_norm(x) if is_pre_norm else x).to(self._dtype)
+        read = (layer.attention_norm(x) if is_pre_norm else x).to(self.dtype)
         self._remember(layer, block, read, chunk)
         x = x[first:]
         if n_wanted == 0:
             return x
         x = x + self._attention(layer, block, read[first:], chunk)
         x = x if is_pre_norm else layer.attention_norm(x)
-        x = x + self._mlp(layer, layer.mlp_norm(x) if is_pre_norm else x)
+        x = x + self.mlp(layer, layer.mlp_norm(x) if is_pre_norm else x)
         return x if is_pre_norm else layer.mlp_norm(x)
 
     def _remember(self, layer: Layer, block: KvBlock, read: Float[Tensor, "T D"], chunk: "_Chunk") -> None:
-        kv = self._rows(layer.qkv, read, self.weights.config.qkv_rows[0], layer.qkv.matrix.shape[0])
+        kv = self.rows(layer.qkv, read, self.weights.config.qkv_rows[0], layer.qkv.matrix.shape[0])
         k, v = kv.view(len(read), 2, block.n_kv_heads, -1).unbind(1)  # T, K, E
         block.keys[:, chunk.start : chunk.end] = _placed(k, layer.k_norm, chunk.rotation).transpose(0, 1)
         block.values[:, chunk.start : chunk.end] = v.transpose(0, 1)
@@ -109,7 +109,7 @@ class Prefill:
         self, layer: Layer, block: KvBlock, read: Float[Tensor, "wanted D"], chunk: "_Chunk"
     ) -> Float[Tensor, "wanted D"]:
         """Return what the last rows of the chunk hear of themselves and of the positions before them."""
-        q = self._rows(layer.qkv, read, 0, self.weights.config.qkv_rows[0])
+        q = self.rows(layer.qkv, read, 0, self.weights.config.qkv_rows[0])
         q = _placed(q.view(len(read), -1, block.head_width), layer.q_norm, chunk.rotation)
         q = q.to(block.dtype).unflatten(1, (block.n_kv_heads, -1)).permute(1, 2, 0, 3)  # K, H / K, T, E
         first, hidden = chunk.seen(layer.window, len(read), block.dtype)
@@ -118,20 +118,24 @@ class Prefill:
             for cached in (block.keys, block.values)
         )
         mixed = scaled_dot_product_attention(q, keys, values, attn_mask=hidden, is_causal=hidden is None)
-        mixed = mixed.permute(2, 0, 1, 3).flatten(1)
+        return self.out(layer, mixed.permute(2, 0, 1, 3).flatten(1))
+
+    def out(self, layer: Layer, mixed: Float[Tensor, "T M"]) -> Float[Tensor, "T D"]:
+        """Return the map behind attention of what the heads say, one after the other."""
         weight = self._weight(layer.out.matrix)
         if isinstance(layer.out, HeadLinear):
             weight = from_blocks(weight, layer.out.n_heads)
         return self._product(mixed, weight, layer.out.bias)
 
-    def _mlp(self, layer: Layer, x: Float32[Tensor, "wanted D"]) -> Float[Tensor, "wanted D"]:
-        x, mlp = x.to(self._dtype), layer.mlp
+    def mlp(self, layer: Layer, x: Float32[Tensor, "wanted D"]) -> Float[Tensor, "wanted D"]:
+        """Return the output of all neurons."""
+        x, mlp = x.to(self.dtype), layer.mlp
         active = layer.activation(self._product(x, self._weight(mlp.part("w_in")), mlp.bias))
         if mlp.is_gated:
             active *= self._product(x, self._weight(mlp.part("w_up")), mlp.bias_up)
         return self._product(active, self._weight(mlp.part("w_out")).T, layer.mlp_bias)
 
-    def _rows(self, part: Linear, x: Float[Tensor, "T D"], start: int, stop: int) -> Float[Tensor, "T M"]:
+    def rows(self, part: Linear, x: Float[Tensor, "T D"], start: int, stop: int) -> Float[Tensor, "T M"]:
         """Return the product with some rows of a map."""
         weight = self._weight(part.matrix.part(start, stop))
         return self._product(x, weight, None if part.bias is None else part.bias[start:stop])
@@ -140,7 +144,7 @@ class Prefill:
         self, x: Float[Tensor, "T D"], weight: Float[Tensor, "M D"], bias: Float32[Tensor, " M"] | None
     ) -> Float[Tensor, "T M"]:
         """Return ``x @ weight.T + bias``; the bias is rounded, and then the sum."""
-        return linear(x.to(self._dtype), weight, None if bias is None else bias.to(self._dtype))
+        return linear(x.to(self.dtype), weight, None if bias is None else bias.to(self.dtype))
 
     def _weight(self, matrix: AnyMatrix) -> Float[Tensor, "M D"]:
         """Return the weights as floats: where they lie, or unpacked until the next call."""
@@ -153,7 +157,7 @@ class Prefill:
         self._cpu.unpack(matrix, 0, weight.view(torch.uint16).numpy())
         return weight
 
-    def _head(self, x: Float32[Tensor, "1 D"], logits: Float32[np.ndarray, "1 V"]) -> None:
+    def head(self, x: Float32[Tensor, "1 D"], logits: Float32[np.ndarray, "1 V"]) -> None:
         """Write the logits after one row of the final residual stream."""
         last = x.contiguous().numpy()
         if self.weights.project_out is not None:

@@ -276,3 +276,47 @@ def _held_back() -> Iterator[None]:
             os.write(real, os.pread(aside, size, 0))
         os.close(aside)
         os.close(real)
+
+
+@final
+class CertainText:
+    """Text as it becomes certain: whole characters only, and nothing that may yet be a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+        """Hold nothing yet; the text ends before the first of the strings `stop`."""
+        self.decoder = StreamDecoder(tokenizer)
+        self.stop = stop
+        self.held = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Return what has become certain with `token`."""
+        self.held += self.decoder.push(token)
+        return self._release()
+
+    def flush(self) -> str:
+        """Return what was held back when the text ends here."""
+        if self.stopped:
+            return ""
+        self.held += self.decoder.flush()
+        certain = self._release()
+        if self.stopped:
+            return certain
+        rest, self.held = self.held, ""
+        return certain + rest
+
+    def _release(self) -> str:
+        ends = [i for i in (self.held.find(s) for s in self.stop) if i >= 0]
+        if ends:
+            self.stopped = True
+            shown, self.held = self.held[: min(ends)], ""
+            return shown
+        longest = max((_overlap(self.held, s) for s in self.stop), default=0)
+        cut = len(self.held) - longest
+        shown, self.held = self.held[:cut], self.held[cut:]
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of `text` that begins `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

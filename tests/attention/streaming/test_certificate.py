@@ -7,14 +7,15 @@ from tests.attention.streaming.cases import KINDS, case, drawn, exact
 from winnow.attention.streaming import streaming
 from winnow.base.errors import UsageError
 
-KIND = streaming(128, heavy=32, clusters=32, reservoir=256)
+KIND = streaming(128, heavy=32, clusters=32)  # the default's reservoir: a third of it is too wide at 5000
 
 
+@pytest.mark.parametrize(("n", "n_draws"), [(1500, 2), (5000, 1)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_statistical_bound_covers_and_is_near(kind, rng):
+def test_the_statistical_bound_covers_and_is_near(kind, n, n_draws, rng):
     ratios, off = [], 0
-    for _ in range(2):
-        q, k, v = case(kind, rng, 1200, 128)
+    for _ in range(n_draws):
+        q, k, v = case(kind, rng, n, 128)
         out, certificate = KIND.certified(q, k, v, causal=False)
         error = (out - exact(q, k, v, causal=False)).norm(dim=-1)
         ratios.append((certificate.statistical.error / error).flatten())

@@ -72,9 +72,13 @@ class StreamingLayer(CacheLayerMixin):
         assert self.state is not None, "update() makes the state"
         return self.state.step(q, k, v, mask, scale)
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Ask for a mask over all tokens so far: the attention function takes the part of the new ones."""
-        return self.get_seq_length() + query_length, 0
+    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
+        """Ask for a mask over all tokens so far: the attention function takes the part of the new ones.
+
+        The first versions of transformers 5 give the new positions, not their number.
+        """
+        n_new = query_length if isinstance(query_length, int) else query_length.shape[0]
+        return self.get_seq_length() + n_new, 0
 
     def get_seq_length(self) -> int:
         """Return the tokens seen so far, masked ones included."""
@@ -82,6 +86,10 @@ class StreamingLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         """Return -1: there is no longest stream."""
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        """Return -1: what the first versions of transformers 5 ask for in the place of `get_max_length`."""
         return -1
 
     def reset(self) -> None:
@@ -140,6 +148,11 @@ class StreamingCache(Cache):
             )
         self.kind = kind if isinstance(kind, Streaming) else Streaming(kind)
         super().__init__(layers=[StreamingLayer(self.kind, text) for _ in range(text.num_hidden_layers)])
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the batch, -1 before the first token."""
+        return next(layer.batch_size for layer in self.layers if isinstance(layer, StreamingLayer))
 
     @property
     def n_bytes(self) -> int:

@@ -102,7 +102,7 @@ def streaming(  # noqa: PLR0913 (a public verb; its options become a dataclass a
     clusters: int = 64,
     remainder: str = "on",
     block: int = 64,
-    reservoir: int = 256,
+    reservoir: int = 768,
     position: str = "absolute",
     rotation: Rotation | None = None,
     trained: int | None = None,

@@ -21,7 +21,7 @@ class StreamingOptions:
     clusters: int = 64
     remainder: str = "on"
     block: int = 64
-    reservoir: int = 256
+    reservoir: int = 768
     position: str = "absolute"
     rotation: Rotation | None = None
     trained: int | None = None

@@ -8,6 +8,7 @@ gguf.py         the file format of llama.cpp, written tensor by tensor
 gguf_models.py  a checkpoint's tensors under llama.cpp's names
 llama_cpp.py    one turn of llama.cpp (extra `peers`; imported only when asked for)
 translator.py   one turn of CTranslate2 (extra `peers`; imported only when asked for)
+lengths.py      one layer's attention against the tokens before it, exact and streaming
 race.py         who runs, in which order, which turns count; medians
 """
 

@@ -9,7 +9,8 @@ from typing import final
 from winnow.base.errors import UsageError
 from winnow.base.rng import SEED_LIMIT
 from winnow.engine.chat.template import ChatTemplate
-from winnow.engine.generate import Engine, GenerateOptions, Piece, Session
+from winnow.engine.context import Session
+from winnow.engine.generate import Engine, GenerateOptions, Piece
 from winnow.engine.sparsity import Plan
 
 
