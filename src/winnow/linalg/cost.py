@@ -62,11 +62,11 @@ def estimate(shape: tuple[int, int], columns_b: int, eps: float | None, rates: R
 def sketch_height(shape: tuple[int, int], eps: float | None, *, is_far: bool = False) -> int:
     """Return the rows of a sketch, a multiple of its nonzeros: 8 D, or 16 D where passes are dear.
 
-    At least LEAST_HEIGHT: with fewer the certificate's margin alone would triple it.
+    With `eps` at least LEAST_HEIGHT: with fewer the certificate's margin alone would triple it.
     """
     n, d = shape
     times = 16 if is_far or (eps is None and n >= 64 * d) else 8
-    height = max(times * d, LEAST_HEIGHT)
+    height = max(times * d, 512 if eps is None else LEAST_HEIGHT)
     return -(-height // NONZEROS) * NONZEROS
 
 

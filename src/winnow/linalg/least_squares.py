@@ -49,7 +49,7 @@ def lstsq(  # noqa: PLR0913 (a public verb, with the options that its users know
     ridge a number, or one per column. rcond: singular values up to rcond times the largest count as zero;
     None leaves out what rounding hides, max(N, D) * 2.2e-16, judged after columns are scaled to norm 1.
     "sketch" judges by the singular values of the sketch. sketch_rows: the height of S, 8 D or 16 D and
-    at least 1024 if left out: then the certificate is within 4 times the true eps.
+    at least 512 if left out; with eps at least 1024, then certificates were within 4 times the true eps.
 
     The same bits for any `threads` and any pieces in which the rows come, except in "lapack" and where a
     condition above 1e7 or a deficient rank needs LAPACK: there the BLAS's own threads may change the last
