@@ -1,87 +1,149 @@
-"""Audit of gradients: texts read whole from a GPT-2 shape, from pico, and from adapters by rounds.
+"""Audit of gradients: texts read whole from a GPT-2 shape and from pico, and how long that takes.
 
-    python -m benchmarks.audit_gradients [BATCHES]     how many batches of each size; 3 where left out
+    python -m benchmarks.audit_gradients recovery --corpus DIR --heldout DIR --work DIR
+    python -m benchmarks.audit_gradients timing   --corpus DIR --heldout DIR --work DIR
 
-The GPT-2 shape has random weights; its token ids are pico's tokens of a book, spread over 50,257 ids. Texts
-of 24 tokens. Seconds are the attack's own, the certificate included, the gradient not.
+The GPT-2 shape has random weights and a byte-level BPE of 50,257 tokens trained on CORPUS; the texts are 24
+and 25 tokens from random places of HELDOUT. WORK keeps the tokenizer and every batch that is done, so that
+an interrupted run goes on; empty it when the attack has changed. `recovery` counts shares, which a busy
+machine does not disturb; `timing` wants a quiet one and takes under a minute. Each writes its own part of
+audit-gradients.json. Seconds are the attack's own, the certificate included, the gradient not.
 """
 
-import sys
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from benchmarks.recorded import BOOK, ROOT, THREADS, machine, record
+from benchmarks.audit_texts import Kept, batch_of, books_of, byte_pairs, shape_of_gpt2
+from benchmarks.recorded import RESULTS, ROOT, THREADS, machine, record
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from winnow.audit.leakage import gradients_of, load_model, score, span_attack
 from winnow.audit.leakage.audit import run_controls
-from winnow.base.rng import generator
+from winnow.base.progress import Progress
 from winnow.engine.tokenizer import Tokenizer
 
 PICO = ROOT / "src/winnow/zoo/pico"
-LENGTH = 24
-VOCABULARY = 50_257
-SIZES = (1, 8, 16, 32)
+LONGEST = 48
+BATCHES = {1: 56, 8: 40, 16: 40, 32: 6}  # texts in a batch: batches; 1,016 texts in those of 1 to 16
+TIMED = {1: 5, 8: 3, 16: 3}
 
 
-def shape_of_gpt2() -> GPT2LMHeadModel:
-    """Return GPT-2's shape with weights of its own initial distribution."""
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY)).eval()
-    rng = generator(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                spread = 0.02 / (24**0.5 if name.endswith("c_proj.weight") else 1.0)
-                parameter.copy_(spread * torch.randn(parameter.shape, generator=rng))
-    return model
+def models(arguments: argparse.Namespace) -> dict[str, tuple[torch.nn.Module, Tensor]]:
+    """Return each model with the held-out books in its tokens."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in books_of(arguments.heldout))
+    pairs = byte_pairs(arguments.corpus, arguments.work / "tokenizer.json").encode(text).ids
+    own = Tokenizer.open(PICO).encode(text, special=False)
+    return {
+        "gpt2 shape": (shape_of_gpt2(), torch.tensor(pairs)),
+        "pico": (load_model(PICO), torch.tensor(own)),
+    }
 
 
-def batches(ids: Tensor, n_texts: int, n_batches: int) -> list[list[list[int]]]:
-    """Return batches of texts from random places of `ids`."""
-    starts = torch.randint(0, len(ids) - LENGTH, (n_batches, n_texts), generator=generator(n_texts))
-    return [[ids[at : at + LENGTH].tolist() for at in row] for row in starts.tolist()]
+def attacked(model: torch.nn.Module, texts: list[list[int]]) -> dict:
+    """Return what one attack on the gradient of `texts` finds."""
+    found = span_attack(model, gradients_of(model, texts), longest=LONGEST)
+    counted = score(found.texts, texts)
+    return {
+        "exact_match": counted.exact_match,
+        "token_recall": counted.token_recall,
+        "last_token": counted.last_token,
+        "certificate": found.certificate,
+        "is_certified": found.is_certified,
+        "ranks": found.ranks,
+        "inputs": sum(len(text) - 1 for text in texts),
+        "seconds": found.seconds,
+        "reason": found.reason,
+    }
 
 
-def measured(model: torch.nn.Module, ids: Tensor, name: str, n_batches: int) -> list[dict]:
-    rows = []
-    for n_texts in SIZES:
-        scores, seconds, certificates, ranks = [], [], [], []
-        for texts in batches(ids, n_texts, n_batches):
-            found = span_attack(model, gradients_of(model, texts), longest=2 * LENGTH)
-            scores.append(score(found.texts, texts))
-            seconds.append(found.seconds)
-            certificates.append(found.certificate)
-            ranks.append(found.ranks)
-        row = {
-            "model": name,
-            "batch": n_texts,
-            "length": LENGTH,
-            "batches": n_batches,
-            "exact_match": sum(each.exact_match for each in scores) / n_batches,
-            "token_recall": sum(each.token_recall for each in scores) / n_batches,
-            "last_token": sum(each.last_token for each in scores) / n_batches,
-            "seconds_median": sorted(seconds)[n_batches // 2],
-            "certificates": certificates,
-            "ranks": ranks,
-        }
-        print({key: value for key, value in row.items() if key not in ("certificates", "ranks")}, flush=True)
-        rows.append(row)
-    return rows
-
-
-def main() -> None:
-    n_batches = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    torch.set_num_threads(THREADS)
-    tokens = Tokenizer.open(PICO).encode(BOOK.read_text(encoding="utf-8"), special=False)
-    ids = torch.tensor(tokens)
-    spread = torch.randperm(VOCABULARY, generator=generator(1))[ids]
+def recovery(arguments: argparse.Namespace) -> dict:
+    """Return shares of the texts read back, by model and size of the batch."""
+    kept = Kept(arguments.work / "recovery.jsonl")
+    plan = [(n_texts, number) for n_texts, n in BATCHES.items() for number in range(n)]
     rows, controls = [], {}
-    for name, model, own in (("pico", load_model(PICO), ids), ("gpt2 shape", shape_of_gpt2(), spread)):
+    for name, (model, ids) in models(arguments).items():
+        progress = Progress(name, len(plan))
+        progress.start_at(sum(row["model"] == name for row in kept.rows))
+        for done, (n_texts, number) in enumerate(plan, 1):
+            key = {"model": name, "batch": n_texts, "number": number}
+            if kept.find(**key) is None:
+                kept.add(key | attacked(model, batch_of(ids, n_texts, number)))
+            progress.update(done, f"{n_texts} texts")
         held = run_controls(model, seed=0)
         controls[name] = {"planted_found": held.planted_found, "noise_found": held.noise_found}
-        rows += measured(model, own, name, n_batches)
-    void = not all(each["planted_found"] and not each["noise_found"] for each in controls.values())
-    record("audit-gradients", {"machine": machine(), "controls": controls, "rows": rows, "void": void})
+        rows += [_row(name, n_texts, [r for r in kept.rows if r["model"] == name]) for n_texts in BATCHES]
+    is_void = not all(each["planted_found"] and not each["noise_found"] for each in controls.values())
+    return {"controls": controls, "rows": rows, "void": is_void}
+
+
+def _row(name: str, n_texts: int, done: Sequence[dict]) -> dict:
+    """Return the mean of all batches of `n_texts`: all have as many texts."""
+    rows = [row for row in done if row["batch"] == n_texts]
+    shares = {
+        key: statistics.fmean(row[key] for row in rows)
+        for key in ("exact_match", "token_recall", "last_token", "is_certified")
+    }
+    certificates = [row["certificate"] for row in rows if row["certificate"] is not None]
+    return {
+        "model": name,
+        "batch": n_texts,
+        "batches": len(rows),
+        "texts": n_texts * len(rows),
+        "inputs": max(row["inputs"] for row in rows),
+        "rank": max(row["ranks"][1] for row in rows if row["ranks"]),
+        **shares,
+        "texts_missed": round((1 - shares["exact_match"]) * n_texts * len(rows)),
+        "worst_certificate": max(certificates, default=None),
+        "reasons": sorted({row["reason"] for row in rows if row["reason"]}),
+    }
+
+
+def timing(arguments: argparse.Namespace) -> dict:
+    """Return the median seconds of an attack on the GPT-2 shape, by size of the batch."""
+    model, ids = models(arguments)["gpt2 shape"]
+    attacked(model, batch_of(ids, 1, 0))  # the first pays for cold caches
+    rows = []
+    for n_texts, n_batches in TIMED.items():
+        done = [attacked(model, batch_of(ids, n_texts, number)) for number in range(n_batches)]
+        seconds = sorted(row["seconds"] for row in done)
+        rows.append(
+            {
+                "model": "gpt2 shape",
+                "batch": n_texts,
+                "batches": n_batches,
+                "seconds": statistics.median(seconds),
+                "seconds_max": seconds[-1],
+                "exact_match": statistics.fmean(row["exact_match"] for row in done),
+            }
+        )
+        print(rows[-1], flush=True)
+    return {"rows": rows}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write one part of audit-gradients.json, the other as it was."""
+    parts = {"recovery": recovery, "timing": timing}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=parts)
+    parser.add_argument("--corpus", type=Path, required=True, help="a folder of .txt books")
+    parser.add_argument("--heldout", type=Path, required=True, help="a folder of other .txt books")
+    parser.add_argument("--work", type=Path, required=True, help="a folder outside of the repository")
+    arguments = parser.parse_args(argv)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(THREADS)
+    measured = parts[arguments.part](arguments)
+    target = RESULTS / "audit-gradients.json"
+    before = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    now = machine()
+    is_void = measured.pop("void", False)
+    result = before | {"machine": now, arguments.part: {"machine": now} | measured}
+    record("audit-gradients", result | ({"void": True} if is_void else {}))
 
 
 if __name__ == "__main__":

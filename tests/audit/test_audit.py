@@ -15,6 +15,7 @@ from winnow.audit.leakage import (
     gradients_of,
     identifiability,
     implied,
+    matrix_finding,
     noise_of,
     precheck,
     read_defence,
@@ -68,8 +69,58 @@ def test_the_matrix_shows_both_epsilons_and_leaves_the_model_as_it_was(rng):
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
+@pytest.mark.parametrize(("rank", "n_found"), [(16, 9), (9, 0), (5, 0)])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_adapters_of_more_rank_than_inputs_show_them_and_others_nothing(family, rank, n_found, rng):
+    model = tiny(family, rng)
+    (text,) = drawn(rng, (10,))
+    assert len(set(text[:-1])) == 9
+    found = gradients(model, [text], defence=f"lora={rank}")
+    assert found.score.token_recall == pytest.approx(n_found / 10)
+    assert found.verdict == ("partly exposed" if n_found else "nothing found")
+    assert found.recovery.n_candidates <= n_found
+
+
+def test_batches_of_other_clients_hide_a_text_once_they_fill_the_width(rng):
+    model = tiny("gpt2", rng)
+    texts = drawn(rng)
+    few, many = (gradients(model, texts, defence=f"sum={clients}") for clients in (2, 9))
+    assert few.score.exact_match == 1.0
+    assert len(few.recovery.texts) == 6
+    assert (many.score.exact_match, "saturated" in many.recovery.reason) == (0.0, True)
+
+
+def test_a_finding_says_what_noise_it_measured_and_what_that_is_worth(rng):
+    model = tiny("llama", rng)
+    details = gradients(model, drawn(rng), defence="noise=1").finding("a gradient").details
+    assert details["noise_kind"] == "gaussian"
+    assert details["noise_multiplier_implied"] == pytest.approx(1.0, rel=0.02)
+    assert details["epsilon_server_implied"] == pytest.approx(4.38, rel=0.05)
+    plain = gradients(model, drawn(rng), defence="bf16").finding("a gradient").details
+    assert plain["noise_kind"] == "none"
+    assert "epsilon_server_implied" not in plain
+
+
+def test_a_given_update_is_worth_an_epsilon_only_beside_its_clip(rng):
+    model = tiny("llama", rng)
+    sent = read_defence("noise=1").gradients(model, drawn(rng), rng)
+    assert audit_given(model, sent).implied is None
+    known = audit_given(model, sent, clip=1.0, records=3).implied
+    assert known.release.noise == pytest.approx(1.0, rel=0.02)
+
+
+def test_the_matrix_has_one_axis_of_noise(rng):
+    rows = defence_matrix(tiny("gpt2", rng), drawn(rng), ["noise=2", "bf16", "none", "noise=0.5"])
+    finding = matrix_finding(rows, "a gradient")
+    assert [row[0] for row in finding.tables[1].rows] == [0.0, 0.5, 2.0]
+    assert len(finding.plots) == 3
+    bounds = [row[5] for row in finding.tables[1].rows]
+    assert bounds == sorted(bounds, reverse=True)
+    assert matrix_finding(rows[1:3], "a gradient").plots == ()
+
+
 @pytest.mark.parametrize(
-    "text", ["fog", "noise", "noise=0", "top-k=1.5", "sum=2.5", "bf16=3", "freeze", "clip=nan"]
+    "text", ["fog", "lora=2.5", "noise", "noise=0", "top-k=1.5", "sum=2.5", "bf16=3", "freeze", "clip=nan"]
 )
 def test_defences_that_mean_nothing_are_refused(text):
     with pytest.raises(UsageError):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from winnow.audit.timing import auc, features, fit_logistic, timing
+from winnow.audit.timing import auc, beside, features, fit_logistic, timing
 from winnow.base.errors import UsageError
 from winnow.base.rng import keyed
 
@@ -87,3 +87,12 @@ def test_series_that_say_nothing_are_refused(series):
 def test_too_little_to_compare_is_refused(prompts, says):
     with pytest.raises(UsageError, match=says):
         timing(lambda prompt: [1.0] * 5, prompts)
+
+
+def test_a_defence_is_shown_beside_what_it_defends_from():
+    leaking, constant = timing(clock({"sea": 0.1}), PROMPTS), timing(lambda prompt: [1.0] * 9, PROMPTS)
+    both = beside(leaking, constant, "constant work")
+    assert both.certificate["auc_low"] > 0.9
+    assert both.certificate["constant_work_auc_low"] <= 0.5
+    assert "with constant work no topic was told apart" in both.verdict
+    assert [table.title for table in both.tables] == ["Topics told apart", "Topics told apart, constant work"]

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from tests.audit.map_models import build, maps, tokens
 from tests.cli import checkpoint
 from tests.cli.conftest import assert_one_line
+from tests.house.source import ROOT
 from winnow.cli import main
 from winnow.cli.audit_options import SIGNALS
 
@@ -144,6 +145,19 @@ def test_the_engine_is_timed_on_every_topic(tmp_path, model, capsys, signal):
     found = json.loads(capsys.readouterr().out)
     assert found["audit"] == "timing"
     assert [row[:2] for row in found["tables"][0]["rows"]] == [["law", 10], ["sea", 10]]
+
+
+@pytest.mark.compiled
+def test_active_neurons_tell_nothing_once_their_number_is_constant(tmp_path, capsys):
+    book = (ROOT / "src/winnow/zoo/emerald-city-of-oz.txt").read_text(encoding="utf-8")
+    (tmp_path / "oz").write_text(book[50_000:60_000], encoding="utf-8")
+    (tmp_path / "digits").write_text("1 2 3 4 5 6 7 8 9 10 " * 400, encoding="utf-8")
+    files = [word for topic in ("oz", "digits") for word in ("--text", f"{topic}={tmp_path / topic}")]
+    words = ("--prompts", "12", "--max-tokens", "6", "--signal", "active", "--quiet", "--json")
+    assert main(["audit", "timing", "pico", *files, *words]) == 0
+    certificate = json.loads(capsys.readouterr().out)["certificate"]
+    assert certificate["auc_low"] > 0.5
+    assert certificate["constant_work_auc"] == 0.5
 
 
 def test_a_topic_without_a_file_is_refused(winnow):

@@ -42,6 +42,13 @@ def test_json_is_one_object_with_the_published_keys(winnow, planned):
     assert all(value > 0 for value in answer["stats"].values())
 
 
+def test_constant_work_gives_the_same_tokens_from_more_neurons(winnow, planned):
+    words = ("generate", planned, PROMPT, "--max-tokens", 9, "--ignore-eos", "--json")
+    plain, constant = (json.loads(winnow(*words, *more).out) for more in ((), ("--constant-work",)))
+    assert constant["token_ids"] == plain["token_ids"]
+    assert constant["stats"]["mlp_density"] >= plain["stats"]["mlp_density"]
+
+
 def test_dense_has_density_one_and_a_plan_less(winnow, planned):
     def density(*options: str) -> float:
         line = ("generate", planned, PROMPT, "--max-tokens", 12, "--ignore-eos", "--json")

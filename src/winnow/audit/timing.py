@@ -11,7 +11,7 @@ another, the right one gets the higher score; 0.5 is blind.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -175,6 +175,29 @@ def timing(
         tables=(Table("Topics told apart", ("topic", "prompts", "AUC", "low", "high"), rows),),
         plots=(Bars("Chance to tell a topic from the others", "AUC; 0.5 is blind", bars, mark=0.5),),
         details={"numbers per series used": x.shape[1], "folds": FOLDS, "confidence": CONFIDENCE},
+    )
+
+
+def beside(plain: Finding, defended: Finding, defence: str) -> Finding:
+    """Return `plain` with what the same audit found under a defence: verdict, figures, table.
+
+    The defended figures bear the defence's name in the certificate; void where either is.
+    """
+    prefix = defence.replace(" ", "_")
+    tables = [Table(f"{table.title}, {defence}", table.columns, table.rows) for table in defended.tables]
+    controls = Controls(
+        plain.controls.planted_found and defended.controls.planted_found,
+        plain.controls.noise_found or defended.controls.noise_found,
+        (*plain.controls.notes, *(f"{defence}: {note}" for note in defended.controls.notes)),
+    )
+    return replace(
+        plain,
+        verdict=f"{plain.verdict}; with {defence} {defended.verdict}",
+        seconds=plain.seconds + defended.seconds,
+        controls=controls,
+        certificate={**plain.certificate, **{f"{prefix}_{k}": v for k, v in defended.certificate.items()}},
+        tables=(*plain.tables, *tables),
+        plots=(*plain.plots, *(replace(p, title=f"{p.title}, {defence}") for p in defended.plots)),
     )
 
 

@@ -65,7 +65,8 @@ def _update(arguments: argparse.Namespace) -> int:
     tokenizer = Tokenizer.open(directory)
     model = load_model(directory)
     given = read_update(Path(arguments.file), model)
-    found = audit_given(model, given, seed=arguments.seed).finding(arguments.file, tokenizer.decode)
+    audit = audit_given(model, given, seed=arguments.seed, clip=arguments.clip, records=arguments.records)
+    found = audit.finding(arguments.file, tokenizer.decode)
     layers = precheck(model, given, n_layers=1).layers
     ranks = tuple((f"layer {each.layer}, {each.maps}", each.rank, each.width) for each in layers)
     table = Table("distinct inputs, by the maps that read them", ("maps", "rank", "width"), ranks)

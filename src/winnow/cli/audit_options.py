@@ -5,7 +5,7 @@ from pathlib import Path
 from winnow.base.errors import UsageError
 from winnow.cli.line import Parser
 from winnow.cli.model_options import add_json
-from winnow.cli.values import positive, whole
+from winnow.cli.values import positive, real, whole
 
 SIGNALS = ("latency", "active")
 METHODS = ("auto", "matching")
@@ -27,7 +27,8 @@ def add_gradients(parser: Parser) -> None:
         "--defence",
         action="append",
         metavar="NAME",
-        help="none, clip=C, noise=S, bf16, int8, top-k=F, dropout, freeze=NAME, sum=K; several make a matrix",
+        help="none, clip=C, noise=S, bf16, int8, top-k=F, dropout, freeze=NAME, sum=K, lora=R; several "
+        "make a matrix",
     )
     add(
         "--method",
@@ -41,6 +42,15 @@ def add_gradients(parser: Parser) -> None:
 def add_update(parser: Parser) -> None:
     """Add what `winnow audit update` takes."""
     parser.add_argument("--base", metavar="MODEL", help="the model that the update changes (pico)")
+    parser.add_argument(
+        "--clip",
+        type=real,
+        metavar="C",
+        help="the norm each record was cut to: measured noise is then worth an epsilon",
+    )
+    parser.add_argument(
+        "--records", type=positive, default=1, metavar="B", help="with --clip: records in the mean (1)"
+    )
     _add_report(parser)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from winnow.audit.timing import timing
+from winnow.audit.timing import beside, timing
 from winnow.base.errors import UsageError
 from winnow.base.progress import Progress
 from winnow.cli.audit_models import check_report_options, show_finding
@@ -17,7 +17,7 @@ from winnow.engine.generate import Engine
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Time the engine on pieces of every text and show whether the topic shows."""
+    """Time the engine on pieces of every text and show whether the topic shows, as it is and levelled."""
     check_report_options(arguments)
     if min(arguments.prompts, arguments.prompt_tokens) < 1 or arguments.max_tokens < 5:
         raise UsageError(
@@ -41,7 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
         return signal(engine, prompt, arguments.max_tokens)
 
     signal(engine, next(iter(prompts.values()))[0], arguments.max_tokens)  # the first pays for cold caches
-    finding = timing(measure, prompts, subject=f"{arguments.signal} of the engine", rng=arguments.seed)
+    subject = f"{arguments.signal} of the engine"
+    finding = timing(measure, prompts, subject=subject, rng=arguments.seed)
+    if engine.plan is not None and not engine.plan.has_heads:
+        engine.decoder.level(engine.plan)
+        n_done = 0
+        levelled = timing(measure, prompts, subject=subject, rng=arguments.seed)
+        finding = beside(finding, levelled, "constant work")
     return show_finding(finding, arguments)
 
 

@@ -22,6 +22,8 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = _prompt(arguments)
     plan = None if arguments.dense else arguments.plan or "auto"
     engine = open_engine(arguments, plan, arguments.device, arguments.kv, read_context(arguments))
+    if arguments.constant_work and engine.plan is not None:  # dense, it is constant
+        engine.decoder.level(engine.plan)
     pieces = list(_shown(engine.run(prompt, options), quiet=arguments.json))
     stats = engine.last_stats
     assert stats is not None

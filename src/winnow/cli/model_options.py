@@ -66,6 +66,16 @@ def add_context(parser: Parser) -> None:
     )
 
 
+def add_constant_work(parser: Parser) -> None:
+    """Add that every step computes as many neurons as any other."""
+    parser.add_argument(
+        "--constant-work",
+        action="store_true",
+        help="every step computes the same number of neurons per layer, so that its time tells less of the "
+        "text; same tokens, slower",
+    )
+
+
 def add_json(parser: Parser) -> None:
     """Add the choice of one JSON object."""
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -130,6 +140,7 @@ def add_generate(parser: Parser) -> None:
     add("--logprobs", action="store_true", help="with --json: the log-probability of every token")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="cpu (default); cuda is not in this version")
     add("--explain", action="store_true", help="per layer: density, recall, bytes, time; on standard error")
+    add_constant_work(parser)
     add_kv(parser)
     add_context(parser)
     add_model_options(parser)

@@ -27,8 +27,9 @@ from winnow.engine.cache import KV_POLICIES, Backlog, KvCache, KvPolicy
 from winnow.engine.config import ModelConfig
 from winnow.engine.counts import DecodeCounts, Meter
 from winnow.engine.families import rotary_table
+from winnow.engine.sparsity.plan import Plan
 from winnow.engine.sparsity.predictor import HeadPredictor, Lookahead, Predictor
-from winnow.engine.sparsity.sparse_mlp import WinnowedMlp
+from winnow.engine.sparsity.sparse_mlp import Filler, WinnowedMlp
 from winnow.engine.weights import HeadLinear, RmsNorm, Weights
 from winnow.kernels import MOST_BATCH, Calls, Cpu, Listed, Lists
 
@@ -155,11 +156,24 @@ class Decoder:
         self.heads = heads or (None,) * len(weights.layers)
         self.kv = kv
         self.cpu = cpu
+        self.filler: Filler | None = None
         is_by_head = all(isinstance(layer.out, HeadLinear) for layer in weights.layers)
         if not is_by_head and any(predictor is not None for predictor in self.heads):
             raise UsageError(
                 "The plan leaves heads out, and these weights were not loaded by head; load them with it."
             )
+
+    def level(self, plan: Plan) -> None:
+        """Let every step compute the same number of neurons in each layer from now on (`Filler`).
+
+        Raises UsageError for a plan that leaves heads out, whose work it does not level, or that was not
+        measured.
+        """
+        if plan.has_heads or len(plan.quality) != len(self.predictors):
+            lacks = "leaves heads out" if plan.has_heads else "was not measured"
+            raise UsageError(f"constant work was asked of a plan that {lacks}; take another, or none.")
+        densities = [layer.density for layer in plan.quality]
+        self.filler = Filler(densities, self.weights.config.n_neurons, self.cpu)
 
     def start(self, *caches: KvCache) -> "Decoding":
         """Begin to decode one sequence per cache, after what it holds, or will hold at the first step.
@@ -222,7 +236,8 @@ class Decoding:
         for cache, backlog, position in zip(self.caches, self._backlogs, positions, strict=True):
             backlog.end(position)
             cache.length += 1
-        n_active, times = self._act.n_active, buffers.times[:, 0]
+        filler, times = self.decoder.filler, buffers.times[:, 0]
+        n_active = self._act.n_active if filler is None else filler.fill(self._act.mlps, buffers.x)
         self._meter.add(positions, self._heads, self._n_heads, n_active, times)
         return buffers.logits.copy()
 

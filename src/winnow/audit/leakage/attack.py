@@ -25,6 +25,7 @@ from winnow.audit.leakage.spans import Span, read_span
 from winnow.base.errors import ModelError, ResourceError
 
 BLOCK = 32  # positions filtered at a time, where their number is not known
+SUMMED_ROWS = 512
 CERTIFIED = 1e-2  # relative error up to which found texts count as shown
 
 
@@ -182,9 +183,14 @@ def _ended(
 
 def _error(made: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> float:
     """Return |made - observed| / |observed| over what was made."""
-    off = sum(float((made[name] - observed[name]).double().square().sum()) for name in made)
-    whole = sum(float(observed[name].double().square().sum()) for name in made)
+    off = sum(_squared(made[name] - observed[name]) for name in made)
+    whole = sum(_squared(observed[name]) for name in made)
     return (off / whole) ** 0.5 if whole else 1.0
+
+
+def _squared(x: Tensor) -> float:
+    """Return |x|^2 in float64, a few rows at a time: an embedding's gradient would be copied twice."""
+    return sum(float(rows.double().square().sum()) for rows in x.split(SUMMED_ROWS))
 
 
 def _nothing(reason: str, ranks: tuple[int, ...], started: float) -> Recovery:

@@ -8,6 +8,7 @@ guesses by a language model, or fits continuously, needs less.
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -19,13 +20,16 @@ from winnow.audit.front import Front
 from winnow.audit.leakage.attack import Attack, Recovery, span_attack
 from winnow.audit.leakage.batches import Texts, check_texts, gradients_of, loss_of
 from winnow.audit.leakage.defences import CLIP, Defence, read_defence
+from winnow.audit.leakage.lora import tokens_in_first_update
+from winnow.audit.leakage.meters import Noise, implied, noise_of
 from winnow.audit.leakage.score import Score, score
-from winnow.audit.report import Controls, Finding, Recovered, Table
+from winnow.audit.report import Bar, Bars, Controls, Finding, Recovered, Table
 from winnow.base.errors import ModelError, UsageError
 from winnow.base.rng import generator
 from winnow.linalg.privacy import Account, Release, account
 
 PLANTED_TOKENS = 8
+DELTA = 1e-5
 MATRIX = (
     "defence",
     "verdict",
@@ -47,12 +51,18 @@ DOES_NOT_SHOW = (
 @final
 @dataclass(frozen=True)
 class Audit:
-    """One audit of one gradient. `score` is None where the truth is not known."""
+    """One audit of one gradient. `score` is None where the truth is not known.
+
+    `noise` is what was measured in it, `implied` what that is worth at `DELTA` in one release to who sees it,
+    None where it has no epsilon or clip and records are not known.
+    """
 
     defence: str
     recovery: Recovery
     score: Score | None
     controls: Controls
+    noise: Noise | None = None
+    implied: Account | None = None
 
     @property
     def verdict(self) -> str:
@@ -78,6 +88,11 @@ class Audit:
             "last_token": None if score is None else score.last_token,
             "distinct_inputs": ", ".join(map(str, found.ranks)) or None,
             "because": found.reason or None,
+            "noise_per_entry": self.noise.deviation if self.noise else None,
+            "noise_kind": str(self.noise.kind) if self.noise else None,
+            "noise_measured_in": self.noise.source if self.noise else None,
+            "noise_multiplier_implied": self.implied.release.noise if self.implied else None,
+            "epsilon_server_implied": self.implied.server if self.implied else None,
         }
         return Finding(
             audit="gradients" if score else "update",
@@ -107,8 +122,8 @@ def gradients(
 
     `model` is a causal model of transformers, `texts` are token ids. The attacker knows the weights, and the
     noise where there is some. Costs three attacks: the planted text, noise, and the audit's own. With
-    ``sum=K`` the texts are taken as K batches in one gradient. Raises UsageError for texts that mean nothing
-    and ModelError for a model of another family.
+    ``sum=K`` there are K - 1 more batches in the gradient, which nobody asks for. Raises UsageError for texts
+    that mean nothing and ModelError for a model of another family.
     """
     chosen = read_defence(defence) if isinstance(defence, str) else defence
     front = Front.of(model)
@@ -116,13 +131,46 @@ def gradients(
     rng = generator(seed)
     controls = run_controls(model, seed, attack)
     given = chosen.gradients(model, texts, rng)
-    noise = chosen.noise * CLIP / len(texts) or None
-    found = attack(model, given, noise=noise, longest=longest)
-    return Audit(chosen.label, found, score(found.texts, texts), controls)
+    measured = noise_of(front, given)
+    worth = None if measured is None else implied(measured, CLIP, len(texts), 1.0, 1, DELTA)
+    if chosen.name == "lora":
+        found, scored = _first_round(front, given, texts, int(chosen.value))
+    else:
+        noise = chosen.noise * CLIP / len(texts) or None
+        found = attack(model, given, noise=noise, longest=longest)
+        scored = score(found.texts, texts)
+    return Audit(chosen.label, found, scored, controls, measured, worth if chosen.noise else None)
 
 
-def audit_given(model: nn.Module, given: Mapping[str, Tensor], *, seed: int = 0, longest: int = 512) -> Audit:
+def _first_round(
+    front: Front, given: Mapping[str, Tensor], texts: Texts, n_rank: int
+) -> tuple[Recovery, Score]:
+    """Return which tokens adapters show at their places; whole texts are not put together from them."""
+    started = time.perf_counter()
+    longest = max(map(len, texts)) - 1
+    shown, ranks = tokens_in_first_update(front, given, n_rank, longest)
+    found_at = [set(each.tolist()) for each in shown]
+    places = [(place % len(found_at), token) for text in texts for place, token in enumerate(text[:-1])]
+    n_found = sum(token in found_at[place] for place, token in places)
+    seconds = time.perf_counter() - started
+    reason = "adapters show tokens at their places; texts are not put together from them"
+    found = Recovery((), False, None, ranks, sum(map(len, shown)), 0, seconds, reason)
+    return found, Score(0.0, n_found / sum(map(len, texts)), 0.0)
+
+
+def audit_given(
+    model: nn.Module,
+    given: Mapping[str, Tensor],
+    *,
+    seed: int = 0,
+    longest: int = 512,
+    clip: float | None = None,
+    records: int = 1,
+) -> Audit:
     """Return what gradients that somebody made give away; the truth is not known, the certificate speaks.
+
+    With `clip`, the norm that each of `records` was cut to before their mean, the noise that is measured
+    implies an epsilon.
 
     An update is a gradient times a negative step: where the gradients as given make no certified text, their
     negatives are tried. Raises as `gradients` does.
@@ -134,7 +182,11 @@ def audit_given(model: nn.Module, given: Mapping[str, Tensor], *, seed: int = 0,
     if not found.is_certified:
         turned = span_attack(model, {name: -g for name, g in given.items()}, longest=longest)
         found = turned if turned.is_certified else found
-    return Audit("as given", found, None, controls)
+    measured = noise_of(Front.of(model), given)
+    worth = None
+    if measured is not None and clip is not None:
+        worth = implied(measured, clip, records, 1.0, 1, DELTA)
+    return Audit("as given", found, None, controls, measured, worth)
 
 
 def run_controls(model: nn.Module, seed: int, attack: Attack = span_attack) -> Controls:
@@ -227,7 +279,43 @@ def matrix_finding(rows: Sequence[Row], subject: str) -> Finding:
         controls=audits[0].controls,  # of the model and the seed, the same in every row
         certificate={},
         does_not_show=DOES_NOT_SHOW,
-        tables=(Table("one gradient under each defence", MATRIX, tuple(map(_cells, rows))),),
+        tables=(Table("one gradient under each defence", MATRIX, tuple(map(_cells, rows))), *_by_noise(rows)),
+        plots=_plots(rows),
+    )
+
+
+def _noisy(rows: Sequence[Row]) -> list[tuple[float, Row]]:
+    """Return the rows with noise by their multiplier; what is as sent without any stands at 0."""
+    found = [(row.account.release.noise if row.account else 0.0, row) for row in rows]
+    axis = sorted((each for each in found if each[0] or each[1].audit.defence == "none"), key=lambda e: e[0])
+    return axis if any(noise for noise, _ in axis) else []
+
+
+def _by_noise(rows: Sequence[Row]) -> tuple[Table, ...]:
+    axis = tuple((noise, *_cells(row)[2:]) for noise, row in _noisy(rows))
+    return (Table("by noise multiplier", ("noise multiplier", *MATRIX[2:]), axis),) if axis else ()
+
+
+def _plots(rows: Sequence[Row]) -> tuple[Bars, ...]:
+    """Return recovery, its bound and the loss of training along one axis of noise."""
+    axis = _noisy(rows)
+    if not axis:
+        return ()
+    scores = [(noise, row.audit.score.token_recall) for noise, row in axis if row.audit.score]
+    most = max(max(row.loss_after, row.loss_before) for _, row in axis)
+    recall = tuple(Bar(f"{noise:g}", share, kind="leak" if share else "safe") for noise, share in scores)
+    bound = tuple(Bar(f"{noise:g}", row.bound) for noise, row in axis)
+    loss = tuple(Bar(f"{noise:g}", row.loss_after) for noise, row in axis)
+    return (
+        Bars("Tokens read back, by noise multiplier", "share", recall),
+        Bars("Bound on guessing a token right, by noise multiplier", "probability", bound),
+        Bars(
+            "Loss after the same steps, by noise multiplier",
+            "nats",
+            loss,
+            most=most,
+            mark=rows[0].loss_before,
+        ),
     )
 
 

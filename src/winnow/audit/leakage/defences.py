@@ -3,7 +3,9 @@
 clip=C     every text's gradient cut to norm C          noise=S     the same at C = 1, and S / B noise added
 bf16 int8  entries rounded                              top-k=F     the largest share F of entries kept
 dropout    the model in training mode                   freeze=P    parameters whose names hold P kept back
-sum=K      K such batches in one gradient: accumulation, or secure aggregation over K clients
+sum=K      one of K batches in one gradient, the others of random tokens: accumulation, or secure
+           aggregation over K clients
+lora=R     adapters of rank R on queries, keys and values in their first round, all else frozen
 """
 
 import math
@@ -14,10 +16,14 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from winnow.audit.families import parameters_of, read_layout
 from winnow.audit.leakage.batches import Texts, gradients_of
+from winnow.audit.leakage.lora import first_update
 from winnow.base.errors import UsageError
 
 CLIP = 1.0  # with noise=S, whose S is in units of it
+
+WHOLE = ("sum", "lora")
 
 Gradients = dict[str, Tensor]
 
@@ -71,9 +77,9 @@ def read_defence(text: str) -> Defence:
     except ValueError:
         raise UsageError(f"{text!r} has no number; expected {name}=NUMBER.") from None
     most = 1.0 if name == "top-k" else math.inf
-    if not 0 < number <= most or not math.isfinite(number) or (name == "sum" and number != int(number)):
+    if not 0 < number <= most or not math.isfinite(number) or (name in WHOLE and number != int(number)):
         raise UsageError(
-            f"{text!r} is out of range; expected a number above 0 (top-k: at most 1; sum: whole)."
+            f"{text!r} is out of range; expected a number above 0 (top-k: at most 1; sum, lora: whole)."
         )
     return Defence(name, number)
 
@@ -141,6 +147,30 @@ def _frozen(defence: Defence, model: nn.Module, texts: Texts, rng: torch.Generat
     return kept
 
 
+def _summed(defence: Defence, model: nn.Module, texts: Texts, rng: torch.Generator) -> Gradients:
+    """Return the mean gradient of `texts` and of as many again, of random tokens, from each other client."""
+    n_tokens = parameters_of(model)[read_layout(model).tokens].shape[0]
+    others = [
+        torch.randint(n_tokens, (len(text),), generator=rng).tolist()
+        for _ in range(defence.n_batches - 1)
+        for text in texts
+    ]
+    return gradients_of(model, [*texts, *others])
+
+
+def _adapted(defence: Defence, model: nn.Module, texts: Texts, rng: torch.Generator) -> Gradients:
+    """Return by how much adapters change the maps that they are on; nothing of other parameters."""
+    found = gradients_of(model, texts)
+    sent: Gradients = {}
+    for layer in read_layout(model).layers:
+        for place in layer.reads:  # one name where the three are fused
+            if place.weight in found and place.weight not in sent:
+                g = found[place.weight]
+                wide = first_update(g if place.is_input_first else g.mT, int(defence.value))
+                sent[place.weight] = wide if place.is_input_first else wide.mT
+    return sent
+
+
 _ACTS: Mapping[str, Callable[[Defence, nn.Module, Texts, torch.Generator], Gradients]] = {
     "none": _bare,
     "clip": _clipped,
@@ -150,5 +180,6 @@ _ACTS: Mapping[str, Callable[[Defence, nn.Module, Texts, torch.Generator], Gradi
     "top-k": _top_k,
     "dropout": _dropout,
     "freeze": _frozen,
-    "sum": _bare,
+    "sum": _summed,
+    "lora": _adapted,
 }

@@ -11,7 +11,7 @@ every adapter on the same input and every round on the same texts adds R: the sp
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from winnow.audit.families import Adapter
@@ -19,6 +19,9 @@ from winnow.audit.front import Front
 from winnow.audit.leakage.candidates import Filter
 from winnow.audit.leakage.spans import Span, read_span
 from winnow.base.errors import ModelError
+from winnow.base.rng import generator
+
+A_SEED = 0
 
 
 def adapters(front: Front) -> tuple[Adapter, ...]:
@@ -50,16 +53,44 @@ def certified_tokens(
         if span.rank == 0 or span.is_saturated:
             return [torch.zeros(0, dtype=torch.int64)] * len(positions)
         return Filter(front, span).candidates(positions, torch.arange(front.n_tokens))
-    return _in_first_round(front, pairs, rounds[0], positions)
+    first = rounds[0]
+    spans = [(front.parameters[pair.a], read_span(first[pair.b].mT)) for pair in pairs]
+    return _in_first_round(front, spans, positions)
 
 
-def _in_first_round(
-    front: Front, pairs: Sequence[Adapter], gradients: Mapping[str, Tensor], positions: Tensor
-) -> list[Tensor]:
+def first_a(n_rank: int, width: int) -> Float[Tensor, "R D"]:
+    """Return the A of an adapter before its first round: always the same, public as a recipe's seed is."""
+    return torch.randn(n_rank, width, generator=generator(A_SEED)) / width**0.5
+
+
+def first_update(gradient: Float[Tensor, "D M"], n_rank: int) -> Float[Tensor, "D M"]:
+    """Return what an adapter of rank `n_rank` changes in a map whose gradient is `gradient`, in round one.
+
+    With B zero, dA is zero and ``dB = (A dW)^T``; a step along it moves the map by ``A^T A dW``.
+    """
+    a = first_a(n_rank, gradient.shape[0])
+    return a.mT @ (a @ gradient)
+
+
+def tokens_in_first_update(
+    front: Front, given: Mapping[str, Tensor], n_rank: int, longest: int
+) -> tuple[list[Int64[Tensor, " _"]], tuple[int, ...]]:
+    """Return for each position the tokens that the `first_update` of layer 0's maps shows, and the ranks.
+
+    One entry for rotary models. A is known and has full rank: ``A dW`` is read back from the update.
+    """
+    maps = {place.weight: place for place in front.layout.layers[0].reads}
+    a = first_a(n_rank, front.width).double()
+    spans = []
+    for name, place in maps.items():
+        whole = given[name].double() if place.is_input_first else given[name].double().mT
+        spans.append((a.float(), read_span(torch.linalg.solve(a @ a.mT, a @ whole))))
+    positions = torch.arange(min(longest, front.n_positions or 1))
+    return _in_first_round(front, spans, positions), tuple(span.rank for _, span in spans)
+
+
+def _in_first_round(front: Front, spans: Sequence[tuple[Tensor, Span]], positions: Tensor) -> list[Tensor]:
     """Test A z for every token in the span of each adapter's dB."""
-    spans: list[tuple[Tensor, Span]] = [
-        (front.parameters[pair.a], read_span(gradients[pair.b].mT)) for pair in pairs
-    ]
     ids = torch.arange(front.n_tokens)
     found = []
     for position in positions:

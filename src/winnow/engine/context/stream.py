@@ -70,7 +70,14 @@ class Stream:
         return logits
 
     def decode(self, past: Past, *others: Past) -> "StreamingDecoding":
-        """Begin to decode after what `past` holds; raises UsageError for several sequences at once."""
+        """Begin to decode after what `past` holds.
+
+        Raises UsageError for several sequences at once and for constant work.
+        """
+        if self.decoder.filler is not None:
+            raise UsageError(
+                "Steps of a stream have no constant work; leave --constant-work or --context streaming out."
+            )
         if others:
             raise UsageError(
                 f"{1 + len(others)} sequences were to be streamed together, expected one; decode each alone."

@@ -2,21 +2,25 @@
 
 SparseMlp     the definition, for any number of rows, in plain torch; it counts what it selects
 WinnowedMlp   one layer of it by the kernels, a few rows at a time
+Filler        work beside it, so that how much there is says nothing of the text
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int32, Int64
 from torch import Tensor
 
 from winnow.engine.model import MlpInputs, activations, weighted_sum
 from winnow.engine.sparsity.predictor import GatePredictor, Predictor
 from winnow.engine.weights import Layer, MlpWeights
-from winnow.kernels import Calls, Cells
+from winnow.kernels import Calls, Cells, Cpu, silu
+
+SPARE = 3.0  # times the neurons that a layer's plan selected when it was measured
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,11 @@ class WinnowedMlp:
             is_read[indices[:n]] = True
         return int(np.count_nonzero(is_read))
 
+    @property
+    def listed(self) -> tuple[Int32[np.ndarray, "B _"], Cells, Float32[np.ndarray, "B F"] | None]:
+        """Each row's neurons, those that count first, how many count, and all gates where there are any."""
+        return self._indices, self._count, self._gates
+
     def n_bytes(self, n_read: int) -> int:
         """Return the bytes of weights and predictor that are read for `n_read` neurons."""
         records = self.layer.mlp
@@ -142,3 +151,41 @@ class WinnowedMlp:
         if self._bias is not None:
             for row in out:
                 self.calls.add(self._bias, row)
+
+
+@final
+class Filler:
+    """Fills every step up to the same number of neurons in each layer, so that their number says nothing.
+
+    A layer's budget is `SPARE` times the neurons that its plan selected when it was measured, at most all;
+    a step that selects more is filled up to all. What is filled in is computed and thrown away: no bit of an
+    answer changes. Does not level what is read of a neuron: of one that is selected and does not fire the
+    kernel reads half, of one that is filled in all. Costs the bytes of what is filled in.
+    """
+
+    def __init__(self, densities: Sequence[float], n_neurons: int, cpu: Cpu) -> None:
+        """Take the budgets from the layers' shares of `n_neurons`."""
+        self.budgets = [min(math.ceil(SPARE * share * n_neurons), n_neurons) for share in densities]
+        self._n_neurons = n_neurons
+        self._cpu = cpu
+
+    def fill(self, mlps: Sequence[WinnowedMlp], rows: Float32[np.ndarray, "B D"]) -> Int64[np.ndarray, "L B"]:
+        """Compute what a step has left of its budgets, from any finite `rows`; return what it then counts."""
+        counts = [self._fill(mlp, budget, rows) for mlp, budget in zip(mlps, self.budgets, strict=True)]
+        return np.stack(counts)
+
+    def _fill(self, mlp: WinnowedMlp, budget: int, rows: np.ndarray) -> Int64[np.ndarray, " B"]:
+        indices, count, gates = mlp.listed
+        if mlp.predictor is None:
+            return count
+        wanted = np.where(count <= budget, budget, self._n_neurons)
+        left = np.zeros_like(indices)
+        for row, (listed, n) in enumerate(zip(indices, count, strict=True)):
+            is_free = np.ones(self._n_neurons, bool)
+            is_free[listed[:n]] = False
+            first = np.flatnonzero(is_free)[: wanted[row] - n]
+            left[row, : len(first)] = first
+        # silu, whatever the model's: it is zero nowhere, so that every neuron is read whole
+        unused = np.empty_like(rows)
+        self._cpu.gathered_mlp(rows, mlp.layer.mlp, left, wanted - count, silu, unused, gates)
+        return wanted
