@@ -6,7 +6,7 @@ Books are read one after the other as one stream of 64k tokens; a context's perp
 tokens before its end. Where learned positions end, the last one is used. At equal bytes per layer: sinks and
 a window alone; the hybrid of window, heavy keys and clusters; the hybrid with its remainder left off. Old
 tokens of the rotary model stand no farther than the trained length ("clamp"). Full attention is a state that
-keeps every key, clamped too; its time is quadratic, and it ends at 16k. A row says which of the three is best
+keeps every key, clamped too; its time is quadratic, and it ends at 8k. A row says which of the three is best
 at its bytes. Takes about six minutes on two cores.
 """
 
@@ -26,7 +26,7 @@ from winnow.attention.streaming import Rotation, Streaming, StreamingOptions
 BUDGETS = ((96, 48, 48), (256, 128, 64), (640, 256, 96))  # window, heavy, clusters of the hybrid
 CASES = (("pico", "absolute"), ("pico-llama", "clamp"))
 CONTEXTS = tuple(1024 * k for k in (2, 4, 8, 16, 32, 64))
-FULL, COUNTED, CHUNK, BLOCK, TRAINED = 16 * 1024, 1024, 512, 128, 2048
+FULL, COUNTED, CHUNK, BLOCK, TRAINED = 8 * 1024, 1024, 512, 128, 2048
 RIVALS = ("window", "hybrid", "hybrid_off")
 
 
@@ -86,6 +86,7 @@ def rows_of(name: str, position: str, folder: Path) -> list[dict]:
     sizes = (heads, model.config.hidden_size // model.config.num_attention_heads)
     everything = {"window": TRAINED - BLOCK, "heavy": FULL, "clusters": 1}
     full, _ = perplexities(model, stream[:FULL], kind_of(everything, position, sizes[1]))
+    print(name, position, "full", full, flush=True)
     rows = []
     for budget in BUDGETS:
         found, n_bytes = {}, 0
