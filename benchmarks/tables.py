@@ -128,7 +128,7 @@ COLUMNS = {
     "search_ms": Column("of which search, ms", ".1f"),
     "width": Column("width", "d"),
     "neurons": Column("neurons", "d"),
-    "batch": Column("rows", "d"),
+    "batch": Column("batch", "d"),
     "certified": Column("certified", ".1%"),
     "in_the_first_sample": Column("in the first sample", ".1%"),
     "uniform_rows": Column("as many rows taken uniformly", ".1%"),
