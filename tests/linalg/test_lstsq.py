@@ -232,6 +232,16 @@ def test_units_of_columns_do_not_matter(method):
     assert found.rank == 6 or found.method == "lapack"
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("method", ["gram", "sketch"])
+def test_units_of_columns_do_not_matter_beside_a_residual(method, seed):
+    problem = known(3000, 6, cond=10.0, residual=0.1, seed=seed)
+    scale = 10.0 ** np.array([-9, 0, 7, -3, 5, 1])
+    found = lstsq(problem.a * scale, problem.b, method=method, rng=np.random.default_rng(seed))
+    expected = np.linalg.lstsq(problem.a, problem.b, rcond=None)[0]
+    np.testing.assert_allclose(found.x * scale, expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("method", ["gram", "sketch"])
 def test_spiked_rows_are_solved(method):
     problem = spiked(6000, 40)

@@ -162,8 +162,9 @@ def _certified(triangle: Triangle, point: Point) -> Numbers:
 
 def is_exact(triangle: Triangle, point: Point) -> Bool[np.ndarray, " B"]:
     """Say where the residual itself is a rounding error."""
-    size = np.linalg.norm(point.x, axis=1)
-    return np.sqrt(point.objective) <= 4 * EPS * triangle.frobenius() * size
+    lengths = triangle.lengths()
+    size = np.linalg.norm(point.x * lengths, axis=1)
+    return np.sqrt(point.objective) <= 4 * EPS * np.sqrt(len(lengths)) * size
 
 
 def _better(old: Point, new: Point, old_error: Numbers, new_error: Numbers) -> Point:

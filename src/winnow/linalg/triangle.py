@@ -71,40 +71,44 @@ class Triangle:
         """Return those of R, descending."""
         return np.linalg.svd(self.r, compute_uv=False)
 
-    def frobenius(self) -> float:
-        """Return the norm of R: that of A, or its estimate."""
-        return float(np.linalg.norm(self.r))
+    def lengths(self) -> Float64[np.ndarray, " D"]:
+        """Return the norms of the columns of R: those of A, or their estimates; 1 for a column of zeros."""
+        found = np.linalg.norm(self.r, axis=0)
+        return np.where(found > 0, found, 1.0)
 
     def backward_error(
         self, x: Vectors, gradient: Vectors, objective: Float64[np.ndarray, " B"]
     ) -> Float64[np.ndarray, " B"]:
         """Return an estimate of the least |dA| / |A|, Frobenius, for which each x is exact.
 
-        Karlson and Walden's, ``| (|x|^2 A.T A + |r|^2 I)^(-1/2) A.T r |``, with R in the place of A: right to
-        a small factor. Costs a factorisation of [D, D] per vector, one of singular values for several.
+        The columns of A are scaled to norm 1 first: a small error beside a large column is no small error of
+        a small one. Karlson and Walden's, ``| (|x|^2 A.T A + |r|^2 I)^(-1/2) A.T r |``, with R in the place
+        of A: right to a small factor. Costs a factorisation of [D, D] per vector.
         """
+        lengths = self.lengths()
+        x, gradient = x * lengths, gradient / lengths
         size, far = np.linalg.norm(x, axis=1), np.sqrt(objective)
         largest = np.abs(gradient).max(axis=1)  # squares of a gradient may leave the range where it does not
         norms = largest * np.linalg.norm(gradient / np.where(largest > 0, largest, 1.0)[:, None], axis=1)
         found = np.zeros(len(x))
-        scale = self.frobenius()
+        r = self.r / lengths
+        scale = float(np.linalg.norm(r))
         for i in np.flatnonzero(norms > 0):
             if size[i] == 0 or far[i] > 1e3 * scale * size[i] / EPS:
                 found[i] = norms[i] / far[i] / scale
                 continue
             shift = far[i] / size[i]
-            unit = self._damped(shift, gradient[i] / largest[i])
+            unit = _damped(r, shift, gradient[i] / largest[i])
             found[i] = np.linalg.norm(unit) * (largest[i] / size[i]) / scale
         return found
 
-    def _damped(self, shift: float, g: Float64[np.ndarray, " D"]) -> Float64[np.ndarray, " D"]:
-        """Return ``T.T \\ g`` where ``T.T @ T = R.T @ R + shift^2 I``."""
-        d = len(self.r)
-        stacked = np.concatenate([self.r, shift * np.eye(d)])
-        triangle = triangle_of(stacked)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            y = scipy.linalg.solve_triangular(triangle, g, trans=1, check_finite=False)
-        return np.where(np.isfinite(y), y, 0.0)
+
+def _damped(r: Square, shift: float, g: Float64[np.ndarray, " D"]) -> Float64[np.ndarray, " D"]:
+    """Return ``T.T \\ g`` where ``T.T @ T = R.T @ R + shift^2 I``."""
+    triangle = triangle_of(np.concatenate([r, shift * np.eye(len(r))]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        y = scipy.linalg.solve_triangular(triangle, g, trans=1, check_finite=False)
+    return np.where(np.isfinite(y), y, 0.0)
 
 
 def from_gram(gram: Square, ridge: Float64[np.ndarray, " D"], passes: RowPasses) -> Triangle | None:
