@@ -14,11 +14,13 @@ def main() -> None:
     """Write precision.json."""
     rows = []
     for name in ("pico", "pico-llama"):
-        for dtype in ("bf16", "int8", "int4"):
+        for dtype, head in (("bf16", "bf16"), ("int8", "int8"), ("int4", "int4"), ("int4", "int8")):
             line = ("fidelity", bundled(name), "--text", BOOK, "--limit", str(TOKENS), "--dtype", dtype)
-            found = winnow_json(*line)
+            found = winnow_json(*line, "--head-dtype", head)
             kept = ("tokens", "kld_quantised", "kld_mean", "kld_p999", "same_top", "mlp_density")
-            rows.append({"model": name, "dtype": dtype, **{key: found[key] for key in kept}})
+            rows.append(
+                {"model": name, "dtype": dtype, "head_dtype": head, **{key: found[key] for key in kept}}
+            )
     record("precision", {"machine": machine(), "rows": rows})
 
 

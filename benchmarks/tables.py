@@ -49,6 +49,8 @@ COLUMNS = {
     "dtype": Column("weights"),
     "mlp_density": Column("MLP density", ".2f"),
     "head_density": Column("head density", ".2f"),
+    "head_dtype": Column("head"),
+    "kld_quantised": Column("KLD of the rounding, nats", ".1e"),
     "prompt_tokens": Column("prompt", "d"),
     "tokens_per_second": Column("tokens/s", ".1f"),
     "tokens_per_second_min": Column("slowest", ".1f"),

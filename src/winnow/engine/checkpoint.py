@@ -109,12 +109,14 @@ class Checkpoint:
                 f"{path}: {name} cannot be read ({brief(str(error))}). Download it again."
             ) from error
 
-    def memory_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes that loading takes in `dtype`, by the headers: all weights, and one as it is stored."""
+    def memory_bytes(self, dtype: torch.dtype, head_dtype: torch.dtype | None = None) -> int:
+        """Bytes that loading takes, by the headers: every weight in its type, and one as it is stored."""
         described = [self.describe(name) for name in self.names()]
         n_weights = sum(math.prod(shape) for shape, _ in described)
         stored = [math.prod(shape) * ITEM_BYTES.get(type_name, 8) for shape, type_name in described]
-        return math.ceil(n_weights * WEIGHT_BYTES[dtype]) + max(stored, default=0)
+        n_head = self.config.vocab_size * self.config.embed_width
+        more = n_head * (WEIGHT_BYTES[head_dtype or dtype] - WEIGHT_BYTES[dtype])
+        return math.ceil(n_weights * WEIGHT_BYTES[dtype] + more) + max(stored, default=0)
 
     def content_hash(self) -> str:
         """Hex SHA-256 of config and weights: small files whole, others by header and 16 MiB of samples.

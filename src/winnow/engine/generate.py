@@ -344,8 +344,9 @@ def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
         streams.check_fits(opened, KV_POLICIES[kv])
         streams.kind(checkpoint.config)
     # Last, as it is the longest: what is small has been found good by now.
-    check_memory(checkpoint.memory_bytes(DTYPES[dtype]), str(checkpoint.directory))
-    weights = load_weights(checkpoint, DTYPES[dtype], by_head=opened is not None and opened.has_heads)
-    if head_dtype is not None:
-        weights = weights.with_head(DTYPES[head_dtype])
+    held, held_head = DTYPES[dtype], DTYPES[head_dtype or dtype]
+    check_memory(checkpoint.memory_bytes(held, held_head), str(checkpoint.directory))
+    weights = load_weights(
+        checkpoint, held, head_dtype=held_head, by_head=opened is not None and opened.has_heads
+    )
     return Engine(weights, tokenizer, opened, n_threads, KV_POLICIES[kv], streams)

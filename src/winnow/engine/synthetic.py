@@ -26,7 +26,7 @@ from winnow.engine.model import HeadWatch, MlpInputs, dense_mlp, forward, weight
 from winnow.engine.sparsity.predictor import GatePredictor, HeadPredictor, LowRankPredictor, Predictor
 from winnow.engine.sparsity.sparse_heads import silenced
 from winnow.engine.weights import HeadLinear, Layer, Linear, Weights, product
-from winnow.kernels import QuantisedMatrix
+from winnow.kernels import QuantisedMatrix, matrix
 
 OPT_SHAPES = {  # layers, width, heads
     "opt-125m": (12, 768, 12),
@@ -65,8 +65,14 @@ class SyntheticModel:
     is_exact: bool
 
     def with_head(self, dtype: torch.dtype) -> "SyntheticModel":
-        """Return the model with the map to logits held as `dtype`; what other engines get stays as it is."""
-        return replace(self, weights=self.weights.with_head(dtype))
+        """Return the model with the map to logits held as `dtype`; what other engines get stays as it is.
+
+        Rounded from what is held already, which of random weights is as good as their checkpoint.
+        """
+        head = self.weights.head
+        held = matrix(head.matrix.weight, dtype)
+        embed = held if head.matrix is self.weights.embed else self.weights.embed
+        return replace(self, weights=replace(self.weights, embed=embed, head=Linear(held, head.bias)))
 
     def by_head(self, density: float | int) -> "tuple[Weights, tuple[HeadPredictor, ...]]":
         """Return the weights with the map behind attention by head, and predictors of a `density` of heads.

@@ -5,7 +5,7 @@ hands the same memory to the kernels, a batch of rows from numpy array to numpy 
 between maps. torch rounds input and result of a bfloat16 product to bfloat16; the kernels round neither.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, final, runtime_checkable
 
@@ -216,15 +216,6 @@ class Weights:
     def cache_dtype(self) -> torch.dtype:
         """In which keys and values are held: the layers' type, bfloat16 beside int8 and int4."""
         return self.dtype if self.dtype.is_floating_point else torch.bfloat16
-
-    def with_head(self, dtype: torch.dtype) -> "Weights":
-        """Return these weights with the map to logits, and an embedding tied to it, rounded to `dtype`.
-
-        All else is shared. Raises UsageError for int4 where the width is no multiple of its groups.
-        """
-        held = matrix(self.head.matrix.weight, dtype)
-        embed = held if self.head.matrix is self.embed else self.embed
-        return replace(self, embed=embed, head=Linear(held, self.head.bias))
 
 
 def product(x: Float32[Tensor, "T D"], weight: Float[Tensor, "M D"]) -> Float32[Tensor, "T M"]:

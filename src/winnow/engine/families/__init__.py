@@ -49,12 +49,17 @@ def tensor_shapes(config: ModelConfig) -> Shapes:
     return _FAMILIES[config.family].shapes(config)
 
 
-def load_weights(source: TensorSource, dtype: torch.dtype, *, by_head: bool = False) -> Weights:
+def load_weights(
+    source: TensorSource, dtype: torch.dtype, *, head_dtype: torch.dtype | None = None, by_head: bool = False
+) -> Weights:
     """Return the weights of `source`: matrices and records in `dtype`, norms and biases in float32.
 
-    Every tensor is checked before the first is read; then each is copied once: peak memory is the model plus
-    one. `by_head` stores the maps behind attention so that heads can be left out. Raises ModelError.
+    The map to logits, and an embedding tied to it, are rounded to `head_dtype` where one is given. Every
+    tensor is checked before the first is read; then each is copied once: peak memory is the model plus one.
+    `by_head` stores the maps behind attention so that heads can be left out. Raises ModelError.
     """
-    if dtype not in (known := (torch.float32, torch.bfloat16, torch.int8, int4)):
-        raise UsageError(f"dtype is {dtype}, expected one of {', '.join(map(str, known))}.")
-    return _FAMILIES[source.config.family].load(source, dtype, by_head)
+    known = (torch.float32, torch.bfloat16, torch.int8, int4)
+    for asked in (dtype, head_dtype or dtype):
+        if asked not in known:
+            raise UsageError(f"dtype is {asked}, expected one of {', '.join(map(str, known))}.")
+    return _FAMILIES[source.config.family].load(source, dtype, head_dtype, by_head)

@@ -76,11 +76,11 @@ def shapes(config: ModelConfig) -> Shapes:
     return table if config.is_tied else {**table, HEAD: (config.vocab_size, w)}
 
 
-def load(source: TensorSource, dtype: torch.dtype, by_head: bool) -> Weights:
-    """Return the weights in `dtype` (norms and biases in float32), layer by layer."""
+def load(source: TensorSource, dtype: torch.dtype, head_dtype: torch.dtype | None, by_head: bool) -> Weights:
+    """Return the weights in `dtype`, the head in `head_dtype`; norms and biases in float32."""
     config = source.config
-    tensors = Tensors(source, shapes(config), dtype)
-    embed = tensors.matrix(EMBED)
+    tensors = Tensors(source, shapes(config), dtype, head_dtype)
+    embed = tensors.embedding(EMBED)
     positions = tensors.table(f"{ROOT}.embed_positions.weight")[UNUSED_POSITIONS:]
     is_projected = config.embed_width != config.width
     return Weights(

@@ -1,6 +1,6 @@
 """Tensors: checked as a whole before the first is read, then copied once.   (floor 5 · engine)"""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -45,16 +45,24 @@ class TensorSource(Protocol):
 class Tensors:
     """The tensors of one source under the names of `expected`, given out in `dtype`.
 
+    The map to logits, and an embedding tied to it, are given out in `head_dtype`.
     A checkpoint of the bare model (without its head) spells the same names without ``model.``; both
     are found. Raises ModelError when a tensor is missing, left over, of another shape or no float.
     Peak memory while loading: what was given out plus one tensor.
     """
 
-    def __init__(self, source: TensorSource, expected: Shapes, dtype: torch.dtype) -> None:
-        """Check the whole source against `expected`."""
+    def __init__(
+        self,
+        source: TensorSource,
+        expected: Shapes,
+        dtype: torch.dtype,
+        head_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Check the whole source against `expected`; a head without a type of its own is held as `dtype`."""
         self.source = source
         self.expected = expected
         self.dtype = dtype
+        self.head_dtype = dtype if head_dtype is None else head_dtype
         stored = set(source.names())
         is_bare = not any(name.startswith("model.") for name in stored)
         self._stored = {name: name.removeprefix("model.") if is_bare else name for name in expected}
@@ -69,10 +77,17 @@ class Tensors:
 
     def matrix(self, *names: str) -> AnyMatrix:
         """Return the matrices called `names` as one, their rows one after the other."""
-        if not self.dtype.is_floating_point:
-            return matrix(torch.cat([self._read(name) for name in names]), self.dtype)
+        return self._matrix(names, self.dtype)
+
+    def embedding(self, name: str) -> AnyMatrix:
+        """Return the embedding called `name`, in the type of the head where it is the head too."""
+        return self._matrix([name], self.dtype if HEAD in self.expected else self.head_dtype)
+
+    def _matrix(self, names: Sequence[str], dtype: torch.dtype) -> AnyMatrix:
+        if not dtype.is_floating_point:
+            return matrix(torch.cat([self._read(name) for name in names]), dtype)
         shapes = [self.expected[name] for name in names]
-        joined = Matrix.empty(sum(shape[0] for shape in shapes), shapes[0][1], self.dtype)
+        joined = Matrix.empty(sum(shape[0] for shape in shapes), shapes[0][1], dtype)
         for part, name in zip(joined.weight.split([shape[0] for shape in shapes]), names, strict=True):
             part.copy_(self._read(name))
         return joined
@@ -132,7 +147,7 @@ class Tensors:
         Raises ModelError when the config ties the head and the checkpoint holds a different one.
         """
         if HEAD in self.expected:
-            return self.linear(HEAD.removesuffix(".weight"))
+            return Linear(self._matrix([HEAD], self.head_dtype))
         if HEAD in self.source.names():
             self._check_layout(HEAD, embed.shape)
             held = [tensor.to(self.float_dtype) for tensor in (self.source.tensor(HEAD), self._read(name))]
