@@ -263,17 +263,14 @@ class StreamingState:
     def _send_on(self, tokens: Tokens) -> None:
         """Let tokens become sinks or heavy keys, and absorb those that are neither."""
         n_sinks = self.options.sinks
-        self.kept.sink(tokens, n_sinks)
-        rivals = self.kept.heavy(n_sinks).joined(tokens)
         with exactly(self.device):
+            self.kept.sink(tokens, n_sinks)
+            rivals = self.kept.heavy(n_sinks).joined(tokens)
             lightest = self.kept.compete(tokens, n_sinks, self._scores(rivals))
-        if not bool(lightest.is_real.any()):
-            return
-        with exactly(self.device):
-            labels = self.clusters.absorb(
-                lightest.key, lightest.value, lightest.is_real, self.reservoir.relabel
-            )
-        self.reservoir.add(lightest.key, lightest.value, lightest.sampling(), labels)
+            keys, values, ok = lightest.key, lightest.value, lightest.is_real
+            if bool(ok.any()):
+                labels = self.clusters.absorb(keys, values, ok, self.reservoir.relabel)
+                self.reservoir.add(keys, values, lightest.sampling(), labels)
 
     def _scores(self, tokens: Tokens) -> Tensor:
         """Return how heavy each token is, in nats: see held.py."""
