@@ -17,6 +17,7 @@ from torch import Tensor
 from winnow.attention.gate import (
     check_causal,
     check_queries,
+    check_same_device,
     check_signed,
     check_sizes,
     checked_scale,
@@ -52,6 +53,7 @@ class Softmax:
         """Return softmax attention; see `Kind`. Holds the scores of 256 queries at a time."""
         k, v = gated_keys(k, v, mask)
         check_queries(q, k.shape[0], k.shape[1], k.shape[3])
+        check_same_device("q", q, "k", k)
         if causal:
             check_causal(q.shape[2], k.shape[2])
         factor = checked_scale(scale, 1 / math.sqrt(k.shape[3]))
@@ -104,6 +106,7 @@ class SoftmaxState:
         """Keep the next positions; copies what is there, O(seen)."""
         k, v = gated_keys(k, v, mask)
         check_same_sizes(k, v, self._keys.shape, self._values.shape)
+        check_same_device("k", k, "the state", self._keys)
         if mask is None:
             mask = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)
         if self.seen == 0:
@@ -118,6 +121,7 @@ class SoftmaxState:
         check_begun(self.seen)
         batch, n_kv_heads, _, width = self._keys.shape
         check_queries(q, batch, n_kv_heads, width)
+        check_same_device("q", q, "the state", self._keys)
         factor = checked_scale(scale, 1 / math.sqrt(width))
         return _attend(q, self._keys, self._values, self._mask, None, factor)
 
@@ -131,6 +135,7 @@ class SoftmaxState:
         if not isinstance(other, SoftmaxState):
             raise UsageError(f"merge received {type(other).__name__}; expected a state of the same kind.")
         check_same_sizes(other._keys, other._values, self._keys.shape, self._values.shape)
+        check_same_device("the other state", other._keys, "this one", self._keys)
         mine = self if self.seen else other
         keys = [x._keys.to(mine._keys.dtype) for x in (self, other)]
         values = [x._values.to(mine._values.dtype) for x in (self, other)]

@@ -26,6 +26,7 @@ from winnow.attention.features import FeatureMap
 from winnow.attention.gate import (
     check_causal,
     check_queries,
+    check_same_device,
     check_signed,
     check_sizes,
     checked_scale,
@@ -74,6 +75,7 @@ class FeatureAttention:
         """Return the attention of each query; see `Kind`. O(T * R * E_v) operations, one state of memory."""
         k, v = gated_keys(k, v, mask)
         check_queries(q, k.shape[0], k.shape[1], k.shape[3])
+        check_same_device("q", q, "k", k)
         factor = checked_scale(scale, self.features.default_scale(k.shape[3]))
         state = self.start(k.shape[0], k.shape[1], k.shape[3], v.shape[3], device=k.device)
         if causal:
@@ -96,7 +98,7 @@ class FeatureAttention:
         """Return an empty state; raises ResourceError when it does not fit into memory."""
         check_sizes(batch, n_kv_heads, key_width, value_width)
         n_features = self.features.n_features(key_width)
-        needed, free = 12 * batch * n_kv_heads * n_features * (value_width + 1), free_memory_bytes()
+        needed, free = 12 * batch * n_kv_heads * n_features * (value_width + 1), _free_bytes(device)
         if free is not None and needed > free:
             raise ResourceError(
                 f"{self.label} has {n_features} features at head width {key_width}, which takes "
@@ -155,6 +157,7 @@ class FixedState:
         """Return the attention of each query over all positions seen so far, O(T * R * E_v)."""
         check_begun(self.seen)
         check_queries(q, *self._sizes[:3])
+        check_same_device("q", q, "the state", self._sums)
         return self.answer(q, checked_scale(scale, self._features.default_scale(self._key_width)))
 
     def extend(
@@ -168,6 +171,7 @@ class FixedState:
         """Take in the next positions and return for each what causal attention gives there."""
         k, v = self._gated(k, v, mask)
         check_queries(q, *self._sizes[:3])
+        check_same_device("q", q, "the state", self._sums)
         if q.shape[2] != k.shape[2]:
             raise UsageError(
                 f"extend received {q.shape[2]} queries, {k.shape[2]} keys; expected equal counts."
@@ -195,6 +199,7 @@ class FixedState:
             raise UsageError(
                 f"merge received a state of sizes {other._sizes}; expected {self._sizes}, as this one."
             )
+        check_same_device("the other state", other._sums, "this one", self._sums)
         total = self._counts + other._counts
         share = (other._counts / total.clamp(min=1))[:, None, None].to(self._sums.dtype)
         self.dtype = (self if self.seen else other).dtype
@@ -237,6 +242,7 @@ class FixedState:
                 f"(batch, kv heads, key width, value width) are {sizes}, the state has {wanted}; start a new "
                 "state."
             )
+        check_same_device("k", k, "the state", self._sums)
         return k, v
 
     def _step(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, factor: float) -> Tensor:
@@ -280,6 +286,15 @@ class FixedState:
             self._sums = self._sums + (sums - own[..., None] * self._sums) * share[..., None]
             self._centre = self._centre + (v.sum(2) - own * self._centre) * share
             self._counts = total
+
+
+def _free_bytes(device: torch.device | str | None) -> int | None:
+    """Return the memory that a state on `device` may still take, None where nobody says."""
+    found = torch.device("cpu" if device is None else device)
+    if found.type == "cuda":  # what torch holds and does not use is free too
+        held = torch.cuda.memory_reserved(found) - torch.cuda.memory_allocated(found)
+        return torch.cuda.mem_get_info(found)[0] + held
+    return free_memory_bytes() if found.type == "cpu" else None
 
 
 def _part(mask: Tensor | None, start: int, end: int) -> Tensor | None:

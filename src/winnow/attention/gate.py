@@ -47,9 +47,9 @@ def gated_keys(
         raise UsageError(
             f"k is {tuple(k.shape)}, v is {tuple(v.shape)}; expected the same batch, kv heads and positions."
         )
-    if k.device != v.device:
-        raise UsageError(f"k lies on {k.device}, v on {v.device}; move one to the other's device.")
+    check_same_device("k", k, "v", v)
     if mask is not None:
+        check_same_device("k", k, "mask", mask)
         if mask.dtype != torch.bool:
             raise UsageError(f"mask is {mask.dtype}; expected torch.bool, True at real tokens.")
         if mask.shape != (k.shape[0], k.shape[2]):
@@ -62,6 +62,14 @@ def gated_keys(
     _check_finite("k", k)
     _check_finite("v", v)
     return k, v
+
+
+def check_same_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise UsageError unless both tensors lie on one device: nothing here moves what it was given."""
+    if x.device != other.device:
+        raise UsageError(
+            f"{name} lies on {x.device}, {other_name} on {other.device}; move one to the other's device."
+        )
 
 
 def check_causal(n_queries: int, n_keys: int) -> None:

@@ -10,7 +10,7 @@ def attend_reference(weight, q, k, v, *, causal=True, scale=1.0, mask=None):
     """Return sum_s w(q_t, k_s) v_s / sum_s w(q_t, k_s); the plain mean where all weights are zero."""
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     n_queries, n_keys = q.shape[2], k.shape[2]
-    seen = torch.ones(n_queries, n_keys, dtype=torch.bool).tril(n_keys - n_queries if causal else n_keys)
+    seen = q.new_ones(n_queries, n_keys, dtype=torch.bool).tril(n_keys - n_queries if causal else n_keys)
     seen = seen if mask is None else seen & mask[:, None, None, :]
     weights = weight(scale * q, k) * seen
     weights = torch.where(weights.sum(-1, keepdim=True) > 0, weights, 1.0 * seen)

@@ -44,13 +44,14 @@ class SeriesFeatures:
 
     def keys(self, k: Float[Tensor, "*N E"]) -> Float[Tensor, "*N R"]:
         """Return the weighted monomials of k."""
-        blocks, block = [], k.new_ones((*k.shape[:-1], 1))
+        blocks, block, width = [], k.new_ones((*k.shape[:-1], 1)), k.shape[-1]
         for degree, coefficient in enumerate(self.coefficients):
             if degree:
-                parents, coordinates, _ = _monomials(k.shape[-1], degree)
-                block = block[..., parents.to(k.device)] * k[..., coordinates.to(k.device)]
+                at, of, _ = _monomials(width, degree)
+                parents, coordinates = (torch.from_numpy(x).to(k.device) for x in (at, of))
+                block = block[..., parents] * k[..., coordinates]
             if coefficient:
-                counts = _monomials(k.shape[-1], degree)[2].to(k.device, k.dtype)
+                counts = torch.from_numpy(_monomials(width, degree)[2]).to(k.device, k.dtype)
                 blocks.append(block * (coefficient * counts).sqrt())
         return torch.cat(blocks, dim=-1)
 
@@ -97,14 +98,16 @@ def check_bias(bias: float | int) -> None:
 
 
 @lru_cache(maxsize=32)
-def _monomials(width: int, degree: int) -> tuple[Tensor, Tensor, Tensor]:
+def _monomials(width: int, degree: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return of each monomial its parent, one degree below, its first coordinate, and j! / alpha!.
+
+    Arrays rather than tensors: a tensor that was first made in inference mode would bar later gradients.
 
     Monomials stand in the order of their first, smallest coordinate, so those without the coordinates below c
     are the end of the list: a monomial is c times any of them.
     """
     if degree == 0:
-        return torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), torch.ones(1).double()
+        return np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1)
     smallest = np.full(1, width)  # of the empty monomial: beyond every coordinate
     repeats, counts, parents = np.zeros(1, np.int64), np.ones(1), np.zeros(1, np.int64)
     for level in range(1, degree + 1):
@@ -113,4 +116,4 @@ def _monomials(width: int, degree: int) -> tuple[Tensor, Tensor, Tensor]:
         first = np.repeat(np.arange(width), len(smallest) - starts)
         repeats = np.where(smallest[parents] == first, repeats[parents] + 1, 1)
         counts, smallest = counts[parents] * level / repeats, first
-    return torch.from_numpy(parents), torch.from_numpy(smallest), torch.from_numpy(counts)
+    return parents, smallest, counts

@@ -72,7 +72,8 @@ class ProductFeatures(_Drawn):
     def keys(self, k: Float[Tensor, "*N E"]) -> Float[Tensor, "*N R"]:
         """Return the projections of k, multiplied."""
         x = self.lengthened(k)
-        maps = _gaussian(self.degree, self.size, self.seed, x.shape[-1]).to(x.device, x.dtype)
+        maps = _gaussian(self.degree, self.size, self.seed, x.shape[-1])
+        maps = torch.from_numpy(maps).to(x.device, x.dtype)
         product = x @ maps[0]
         for each in maps[1:]:
             product = product * (x @ each)
@@ -101,7 +102,7 @@ class TensorFeatures(_Drawn):
     def keys(self, k: Float[Tensor, "*N E"]) -> Float[Tensor, "*N R"]:
         """Return the convolution of the CountSketches of k."""
         x = self.lengthened(k)
-        maps = _hashed(self.degree, self.size, self.seed, x.shape[-1]).to(x.device, x.dtype)
+        maps = torch.from_numpy(_hashed(self.degree, self.size, self.seed, x.shape[-1])).to(x.device, x.dtype)
         spectrum = torch.fft.rfft(x @ maps[0])
         for each in maps[1:]:
             spectrum = spectrum * torch.fft.rfft(x @ each)
@@ -173,16 +174,16 @@ def tensor_variance(
 
 
 @lru_cache(maxsize=64)
-def _gaussian(degree: int, size: int, seed: int, width: int) -> Float[Tensor, "degree E R"]:
-    """Return the projections that belong to a seed and a width, in float64."""
-    return torch.from_numpy(keyed(seed, width).standard_normal((degree, width, size)))
+def _gaussian(degree: int, size: int, seed: int, width: int) -> Float[np.ndarray, "degree E R"]:
+    """Return the projections that belong to a seed and a width, in float64; an array: see `_monomials`."""
+    return keyed(seed, width).standard_normal((degree, width, size))
 
 
 @lru_cache(maxsize=64)
-def _hashed(degree: int, size: int, seed: int, width: int) -> Float[Tensor, "degree E R"]:
+def _hashed(degree: int, size: int, seed: int, width: int) -> Float[np.ndarray, "degree E R"]:
     """Return CountSketches as matrices: in each row one sign, in a bucket drawn for it."""
     rng = keyed(seed, width)
     maps = np.zeros((degree, width, size))
     buckets = rng.integers(0, size, (degree, width, 1))
     np.put_along_axis(maps, buckets, rng.choice([-1.0, 1.0], (degree, width, 1)), axis=2)
-    return torch.from_numpy(maps)
+    return maps

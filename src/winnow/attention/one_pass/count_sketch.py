@@ -53,20 +53,26 @@ class SketchOptions:
 class CountSketch:
     """One table: ``4 * n_rows * width * M`` bytes, whatever the number of positions."""
 
-    table: Float[Tensor, "rows width M"]
+    table: Float[Tensor, "rows width M"]  # on CUDA sums come in any order: the last bits vary
     hashing: Hashing
     block_bits: int = 0  # positions >> block_bits share a bucket
     end: int = 0  # one more than the last position seen
 
     @classmethod
     def empty(
-        cls, options: SketchOptions, n_columns: int, *, seed: int, block_bits: int = 0
+        cls,
+        options: SketchOptions,
+        n_columns: int,
+        *,
+        seed: int,
+        block_bits: int = 0,
+        device: torch.device | None = None,
     ) -> "CountSketch":
         """Return a table of zeros whose hashing belongs to `seed` and `block_bits`."""
         if n_columns < 1:
             raise UsageError(f"n_columns is {n_columns}; expected at least 1.")
-        table = torch.zeros(options.n_rows, options.width, n_columns)
-        return cls(table, Hashing.drawn(options.n_rows, seed, block_bits), block_bits)
+        table = torch.zeros(options.n_rows, options.width, n_columns, device=device)
+        return cls(table, Hashing.drawn(options.n_rows, seed, block_bits, device), block_bits)
 
     @property
     def n_bytes(self) -> int:
@@ -105,7 +111,7 @@ class CountSketch:
         """Return the sketch of what is left when in each column its own entries are taken away."""
         rest = CountSketch(self.table.clone(), self.hashing, self.block_bits, self.end)
         for column in range(positions.shape[1]):
-            taken = torch.zeros(len(positions), self.table.shape[2])
+            taken = self.table.new_zeros(len(positions), self.table.shape[2])
             taken[:, column] = values[:, column]
             rest._add(positions[:, column], taken, -1.0)
         return rest
@@ -141,13 +147,25 @@ class DyadicSketch:
     levels: list[CountSketch] = field(default_factory=list)
 
     @classmethod
-    def empty(cls, options: SketchOptions, n_columns: int, *, seed: int, n_positions: int) -> "DyadicSketch":
+    def empty(
+        cls,
+        options: SketchOptions,
+        n_columns: int,
+        *,
+        seed: int,
+        n_positions: int,
+        device: torch.device | None = None,
+    ) -> "DyadicSketch":
         """Return empty levels for positions below `n_positions`, from single positions up to few blocks."""
         if not 0 < n_positions <= LARGEST:
             raise UsageError(f"n_positions is {n_positions}; expected 1 to 2**62.")
         n_levels = max(1, (n_positions - 1).bit_length() - (4 * options.k).bit_length() + 1)
-        make = CountSketch.empty
-        return cls([make(options, n_columns, seed=seed, block_bits=bits) for bits in range(n_levels)])
+        return cls(
+            [
+                CountSketch.empty(options, n_columns, seed=seed, block_bits=bits, device=device)
+                for bits in range(n_levels)
+            ]
+        )
 
     @property
     def n_bytes(self) -> int:
@@ -167,7 +185,7 @@ class DyadicSketch:
         top = self.levels[-1]
         n_columns = top.table.shape[2]
         n_blocks = ((top.end - 1) >> top.block_bits) + 1
-        blocks = torch.arange(n_blocks)[:, None].expand(-1, n_columns)
+        blocks = torch.arange(n_blocks, device=top.table.device)[:, None].expand(-1, n_columns)
         for level in self.levels[::-1]:
             if level is not top:
                 blocks = torch.cat([2 * blocks, 2 * blocks + 1])

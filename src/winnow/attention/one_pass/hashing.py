@@ -31,10 +31,10 @@ class Hashing:
     coefficients: Int64[Tensor, "rows 7"]  # c, a, b, and the cubic
 
     @classmethod
-    def drawn(cls, n_rows: int, seed: int, level: int) -> "Hashing":
-        """Return the hashing of `n_rows` rows that belongs to a seed and a level."""
+    def drawn(cls, n_rows: int, seed: int, level: int, device: torch.device | None = None) -> "Hashing":
+        """Return the hashing of `n_rows` rows that belongs to a seed and a level, the same on any device."""
         drawn = keyed(seed, level).integers(1, PRIME, (n_rows, 7))
-        return cls(torch.from_numpy(drawn))
+        return cls(torch.from_numpy(drawn).to(device))
 
     def buckets(self, positions: Int64[Tensor, " N"], width: int) -> Int64[Tensor, "rows N"]:
         """Return each position's bucket in each row."""

@@ -60,10 +60,11 @@ def recover(sketch: CountSketch | DyadicSketch, k: int, *, tail_limit: float = 0
 
 def _scanned(sketch: CountSketch, k: int) -> tuple[Tensor, Tensor]:
     """Keep the k best of each column while all positions pass."""
-    best = torch.empty(0, sketch.table.shape[2])
-    at = torch.empty(0, sketch.table.shape[2], dtype=torch.int64)
+    device = sketch.table.device
+    best = torch.empty(0, sketch.table.shape[2], device=device)
+    at = torch.empty(0, sketch.table.shape[2], dtype=torch.int64, device=device)
     for start in range(0, sketch.end, SCAN_POSITIONS):
-        positions = torch.arange(start, min(start + SCAN_POSITIONS, sketch.end))
+        positions = torch.arange(start, min(start + SCAN_POSITIONS, sketch.end), device=device)
         best = torch.cat([best, sketch.estimates(positions)])
         at = torch.cat([at, positions[:, None].expand(-1, best.shape[1])])
         order = best.abs().topk(min(k, len(best)), dim=0).indices

@@ -84,8 +84,8 @@ def sketch_error(
 def _sketched(outputs: Iterable[Tensor], options: SketchOptions, rng: int, name: str) -> CountSketch:
     sketch: CountSketch | None = None
     for out in outputs:
-        sketch = sketch or CountSketch.empty(options, out.shape[1], seed=rng)
-        sketch.add(torch.arange(sketch.end, sketch.end + len(out)), out)
+        sketch = sketch or CountSketch.empty(options, out.shape[1], seed=rng, device=out.device)
+        sketch.add(torch.arange(sketch.end, sketch.end + len(out), device=out.device), out)
     if sketch is None:
         raise UsageError(f"{name} yielded nothing; expected at least one chunk.")
     return sketch

@@ -38,7 +38,7 @@ class Rotation:
 
         Angles are formed in float64: at a million positions float32 would be off by a tenth of a radian.
         """
-        angles = by.double()[:, None] * torch.tensor(self.frequencies, dtype=torch.float64, device=x.device)
+        angles = by.double()[:, None] * torch.tensor(self.frequencies, dtype=torch.float64).to(x.device)
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         half = len(self.frequencies)
         first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]

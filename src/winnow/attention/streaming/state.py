@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from winnow.attention.gate import check_same_device, exactly
 from winnow.attention.streaming.archive import Archive
 from winnow.attention.streaming.certificate import Bounds, Certificate, bounds_of, certificate_of
 from winnow.attention.streaming.clusters import Clusters
@@ -38,7 +39,8 @@ Sizes = tuple[int, int, int, int]  # B, K, E, E_v
 class StreamingState:
     """The past of B streams with K key-value heads, all at the same position; see `streaming`.
 
-    `seen` counts the tokens of each stream, masked ones included. Tensors are float32 and never grow.
+    `seen` counts the tokens of each stream, masked ones included. Tensors are float32, lie on one device and
+    never grow; autocast does not reach them.
     """
 
     def __init__(self, options: StreamingOptions, sizes: Sizes, device: torch.device) -> None:
@@ -48,7 +50,7 @@ class StreamingState:
             )
         batch, heads, width, value_width = sizes
         rows, of = batch * heads, (width, value_width, device)
-        self.options, self.sizes, self.device = options, sizes, device
+        self.options, self.sizes = options, sizes
         self.window = Window.empty(rows, options.held, *of)
         self.kept = Kept.empty(rows, options.sinks + options.heavy, *of)
         self.clusters = Clusters.empty(rows, options.clusters, *of)
@@ -56,6 +58,7 @@ class StreamingState:
         self.archive = Archive.empty(rows, options.exact_tokens, *of)
         self.query_norm = torch.zeros(rows, device=device)  # mean of |scale q| over the queries so far
         self.query_count = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.device = self.query_norm.device  # with its index, where "cuda" was asked for
         self.seen = 0
         self.fill = 0  # tokens in the buffer
         self.n_blocks = 0  # that have left it
@@ -183,7 +186,8 @@ class StreamingState:
                     start, min(start + self.options.block, old.key.shape[1]), device=self.device
                 )
                 self._send_on(old.picked(at.repeat(len(old.key), 1)))
-            labels = self.clusters.join(other.clusters, self.reservoir.relabel)
+            with exactly(self.device):
+                labels = self.clusters.join(other.clusters, self.reservoir.relabel)
             theirs = labels.gather(1, other.reservoir.label.clamp(min=0))
             self.reservoir.add(other.reservoir.key, other.reservoir.value, other.reservoir.priority, theirs)
             for name, tensor in self.tensors().items():
@@ -206,6 +210,7 @@ class StreamingState:
                 f"merge received a state of sizes {other.sizes}; expected another one of sizes "
                 f"{self.sizes} with equal options."
             )
+        check_same_device("the other state", other.query_norm, "this one", self.query_norm)
         if self.options.shift(self.seen + other.seen):
             raise UsageError(
                 f"merge cannot join states whose old tokens move (position={self.options.position!r} beyond "
@@ -216,6 +221,8 @@ class StreamingState:
     def _entered(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Check new tokens; return them as rows in float32, masked ones zeroed."""
         check_tokens(k, v, self.sizes)
+        check_same_device("k", k, "the state", self.query_norm)
+        check_same_device("v", v, "k", k)
         batch, heads = self.sizes[:2]
         real = checked_mask(mask, batch, k.shape[2], k.device).repeat_interleave(heads, 0)
         check_count(self.seen, k.shape[2])
@@ -256,13 +263,14 @@ class StreamingState:
     def _send_on(self, tokens: Tokens) -> None:
         """Let tokens become sinks or heavy keys, and absorb those that are neither."""
         n_sinks = self.options.sinks
-        self.kept.sink(tokens, n_sinks)
-        rivals = self.kept.heavy(n_sinks).joined(tokens)
-        lightest = self.kept.compete(tokens, n_sinks, self._scores(rivals))
-        if not bool(lightest.is_real.any()):
-            return
-        labels = self.clusters.absorb(lightest.key, lightest.value, lightest.is_real, self.reservoir.relabel)
-        self.reservoir.add(lightest.key, lightest.value, lightest.sampling(), labels)
+        with exactly(self.device):
+            self.kept.sink(tokens, n_sinks)
+            rivals = self.kept.heavy(n_sinks).joined(tokens)
+            lightest = self.kept.compete(tokens, n_sinks, self._scores(rivals))
+            keys, values, ok = lightest.key, lightest.value, lightest.is_real
+            if bool(ok.any()):
+                labels = self.clusters.absorb(keys, values, ok, self.reservoir.relabel)
+                self.reservoir.add(keys, values, lightest.sampling(), labels)
 
     def _scores(self, tokens: Tokens) -> Tensor:
         """Return how heavy each token is, in nats: see held.py."""
@@ -286,6 +294,7 @@ class StreamingState:
     ) -> tuple[Tensor, list[Bounds]]:
         check_tokens(k, v, self.sizes)
         check_queries(q, k.shape[2], self.sizes)
+        check_same_device("q", q, "k", k)
         factor = chosen_scale(scale, self.sizes[2])
         keys, values, real = self._entered(k, v, mask)
         outs, found = [], []
@@ -297,13 +306,15 @@ class StreamingState:
                 torch.arange(self.fill, device=self.device)
                 <= (torch.arange(before, before + n, device=self.device)[:, None])
             )
-            out, bounds = self._read(q[:, :, part], factor, causal, real[:, part], certify=certify)
+            with exactly(self.device):
+                out, bounds = self._read(q[:, :, part], factor, causal, real[:, part], certify=certify)
             outs.append(out)
             found.append(bounds)
         return torch.cat(outs, 2).to(v.dtype), found
 
     def _read_latest(self, q: Tensor, scale: float | None, *, certify: bool) -> tuple[Tensor, Bounds]:
         check_queries(q, None, self.sizes)
+        check_same_device("q", q, "the state", self.query_norm)
         if self.seen == 0:
             raise UsageError("The state holds no tokens; append some before reading.")
         factor = chosen_scale(scale, self.sizes[2])
@@ -311,7 +322,8 @@ class StreamingState:
         everything = torch.ones(n, self.fill, dtype=torch.bool, device=self.device)
         last = self.window.is_real[:, max(0, self.fill - n) : self.fill]
         observers = last if last.shape[1] == n else torch.ones_like(last[:, :1]).expand(-1, n)
-        out, bounds = self._read(q, factor, everything, observers, certify=certify)
+        with exactly(self.device):
+            out, bounds = self._read(q, factor, everything, observers, certify=certify)
         return out.to(q.dtype), bounds
 
     def _read(
