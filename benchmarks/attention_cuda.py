@@ -239,11 +239,11 @@ def _matmul(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT * E**-0.5).softmax(-1) @ v
 
 
-def opened() -> tuple[torch.device, tuple[int, ...], str]:
+def opened() -> tuple[torch.device, tuple[int, ...], str | None]:
     line = argparse.ArgumentParser(description=__doc__)
     line.add_argument("--device", default="cuda")
     line.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="rising, at least 2 each")
-    line.add_argument("--commit", default="unknown", help="what runs, where git cannot say")
+    line.add_argument("--commit", help="what runs, where git cannot say")
     found = line.parse_args()
     device = torch.device(found.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -290,7 +290,7 @@ def main() -> None:
         "void": bool(failures),
         "failures": failures,
     }
-    if found["machine"]["commit"] == "unknown":
+    if commit is not None:
         found["machine"]["commit"] = commit
     if clock.is_cuda:
         record("attention-cuda", found)
