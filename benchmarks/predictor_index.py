@@ -2,12 +2,12 @@
 
     python -m benchmarks.predictor_index BOOKS
 
-An index (`IndexPredictor`) holds, for each neuron, the signs of its whitened in-weights under random projections,
-and holds them against those of the input. Its signs are as many as fill the bytes of a low-rank map, rounded up to
-whole words of 64: the index never has fewer bytes. It stands for a quarter of as many coordinates as it has signs,
-those that matter most, or, as `index, all coordinates`, for the whole input. Thresholds, one per layer, are those that
-select the same share of neurons on the calibration text. Judged on a book that no predictor saw. The map is the
-closed form, `svd`, with one threshold per layer as well.
+An index (`IndexPredictor`) holds, for each neuron, the signs of its whitened in-weights under random
+projections, against those of the input. Its signs are as many as fill the bytes of a low-rank map, rounded up
+to whole words of 64: the index never has fewer bytes. It stands for a quarter of as many coordinates as it
+has signs, those that matter most, or, as `index, all coordinates`, for the whole input. Thresholds, one per
+layer, are those that select the same share of neurons on the calibration text. Judged on a book that no
+predictor saw. The map is the closed form, `svd`, with one threshold per layer as well.
 """
 
 import argparse

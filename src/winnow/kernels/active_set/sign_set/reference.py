@@ -20,6 +20,7 @@ def sign_set_reference(
     input stays visible.
     """
     length = np.sqrt(np.square(projected, dtype=np.float64).mean()).astype(np.float32)
-    differing = bit_distances_reference(pack_signs_reference(projected[None] > 0), signs)
+    own = np.broadcast_to(pack_signs_reference(projected[None] > 0), signs.shape)
+    differing = bit_distances_reference(own, signs)
     scores = sizes * length * cosines[differing] + bias
     return np.flatnonzero(~(scores <= 0)).astype(np.int32)
