@@ -31,10 +31,10 @@ class IndexPredictor:
     """
 
     projection: Matrix | QuantisedMatrix  # [n_signs, D]
-    offset: Float[Tensor, " n_signs"]  # minus the projections of the mean input
+    offset: Float[Tensor, " _"]  # minus the projections of the mean input
     signs: Int64[Tensor, "F words"]  # sign t in bit t % 64 of word t // 64, 1 for +1
-    sizes: Float[Tensor, " F"]
-    bias: Float[Tensor, " F"]  # the layer's own bias, the mean's share, minus each neuron's threshold
+    sizes: Float[Tensor, " _"]  # F, as the plan's check of shapes says, and so is `bias`
+    bias: Float[Tensor, " _"]  # the layer's own bias, the mean's share, minus each neuron's threshold
     kind: ClassVar[Literal["index"]] = "index"
     lookahead: Lookahead = Lookahead.SAME
 

@@ -27,8 +27,8 @@ def sign_set(
     projected: Float32[Tensor, " n_signs"],
     signs: UInt64[np.ndarray, "F words"],
     cosines: Float32[Tensor, " _"],
-    sizes: Float32[Tensor, " F"],
-    bias: Float32[Tensor, " F"],
+    sizes: Float32[Tensor, " _"],
+    bias: Float32[Tensor, " _"],
     *,
     cpu: Cpu,
 ) -> Int32[Tensor, " A"]:
