@@ -11,8 +11,7 @@ def test_an_index_is_calibrated_inspected_judged_and_run(winnow, held_out, tmp_p
     options = ("--predictor", "index", "--target-kld", 0.5, "--limit", 5200, "--out", plan, "--quiet")
     assert winnow("calibrate", "--text", corpus, *options).code == 0
     judged = json.loads(winnow("fidelity", "--text", held_out, "--plan", plan, "--limit", 300, "--json").out)
-    assert judged["mlp_density"] < 0.9
-    assert judged["predictor_recall"] > 0.5
+    assert judged["mlp_density"] < judged["predictor_recall"]  # better than by chance
     ran = winnow("generate", "The old man", "--plan", plan, "--max-tokens", 4, "--explain")
     assert ran.code == 0
     assert "layer 0" in ran.err
