@@ -186,6 +186,7 @@ CASES = [
     Case(23, "text-for-numbers", b.plan({"target_kld": "low"}), says=("broken header",)),
     Case(23, "precisions", b.plan({"precisions": [["bf16"]]}), says=("precisions",)),
     Case(23, "no-precisions", b.plan({"precisions": 3}), says=("broken header",)),
+    Case(23, "index-of-nothing", b.plan({"layers": [{"kind": "index"}] * 2}), says=("layer 0",)),
     Case(23, "half-a-layer", b.plan(up=None), says=("layer 0",)),
     Case(23, "scalar", b.plan(down=torch.zeros(())), says=("layer 0",)),
     Case(23, "vector", b.plan(up=torch.zeros(5)), says=("layer 0",)),

@@ -2,7 +2,7 @@
 
 import torch
 
-from winnow.engine.sparsity import GatePredictor, Lookahead, LowRankPredictor
+from winnow.engine.sparsity import GatePredictor, IndexPredictor, Lookahead, LowRankPredictor
 from winnow.engine.weights import Weights
 from winnow.kernels import Matrix, QuantisedMatrix
 
@@ -25,6 +25,25 @@ def low_rank(
         held = QuantisedMatrix if index % 2 else Matrix  # a plan may hold either
         pair = (held.of(down), held.of(up)) if held is QuantisedMatrix else (Matrix(down), Matrix(up))
         drawn.append(LowRankPredictor(*pair, torch.full((n_neurons,), float(margin)), kind, lookahead))
+    return tuple(drawn)
+
+
+def indexes(
+    weights: Weights,
+    rng: torch.Generator,
+    lookahead: Lookahead = Lookahead.SAME,
+    margin: float | int = 0.0,
+) -> tuple[IndexPredictor, ...]:
+    """Return indexes that select about half of the neurons, at random; all with a margin far above 0."""
+    width, n_neurons = weights.config.width, weights.config.n_neurons
+    drawn = []
+    for index in range(weights.config.n_layers):
+        words = 1 + index % 2
+        projection = QuantisedMatrix.of(torch.randn(64 * words, width, generator=rng))
+        offset = 0.1 * torch.randn(64 * words, generator=rng)
+        signs = torch.randint(-(2**63), 2**63 - 1, (n_neurons, words), generator=rng)
+        sizes, bias = torch.rand(n_neurons, generator=rng), torch.full((n_neurons,), float(margin))
+        drawn.append(IndexPredictor(projection, offset, signs, sizes, bias, lookahead))
     return tuple(drawn)
 
 

@@ -9,7 +9,7 @@ from winnow.cli.opening import open_checkpoint
 from winnow.cli.show import quantity, share, show_json, show_pairs, show_table
 from winnow.engine.checkpoint import Checkpoint, check_finite
 from winnow.engine.config import ModelConfig
-from winnow.engine.sparsity import LowRankPredictor, Plan, find_plan, read_plan
+from winnow.engine.sparsity import IndexPredictor, LowRankPredictor, Plan, find_plan, read_plan
 
 SHAPE = ("n_layers", "width", "n_heads", "n_kv_heads", "head_width", "n_neurons", "vocab_size", "n_positions")
 
@@ -80,11 +80,20 @@ def _layer(plan: Plan, index: int, config: ModelConfig) -> dict[str, object]:
     predictor = plan.layers[index]
     counts = asdict(plan.quality[index]) if plan.quality else dict.fromkeys(COUNTS)
     if predictor is None:
-        return {"kind": "dense", "lookahead": None, "rank": None, "bytes": 0, "share": 0.0, **counts}
+        return {
+            "kind": "dense",
+            "lookahead": None,
+            "rank": None,
+            "signs": None,
+            "bytes": 0,
+            "share": 0.0,
+            **counts,
+        }
     return {
         "kind": predictor.kind,
         "lookahead": predictor.lookahead.value,
         "rank": predictor.rank if isinstance(predictor, LowRankPredictor) else None,
+        "signs": predictor.n_signs if isinstance(predictor, IndexPredictor) else None,
         "bytes": predictor.n_bytes,
         "share": predictor.n_bytes / _mlp_bytes(config),
         **counts,
@@ -114,6 +123,11 @@ def _cells(index: int, layer: dict) -> list[str]:
     counts = ["" if layer[name] is None else share(layer[name]) for name in COUNTS]
     if layer["kind"] == "dense":
         return [str(index), "dense", "", "", "", "", *counts]
-    rank = "" if layer["rank"] is None else str(layer["rank"])
+    sizes = [
+        f"{layer[name]}{unit}"
+        for name, unit in (("rank", ""), ("signs", " signs"))
+        if layer[name] is not None
+    ]
+    rank = "".join(sizes)
     own = [layer["kind"], layer["lookahead"], rank, quantity(layer["bytes"]), share(layer["share"])]
     return [str(index), *own, *counts]

@@ -110,6 +110,21 @@ class _NativeCalls:
         self._native.active_set(x, p1.handle, p2.handle, bias, cap, indices, count)
         self._keep(x, p1, p2, bias, indices, count)
 
+    def sign_set(
+        self,
+        projected: Array,
+        signs: Words,
+        cosines: Array,
+        sizes: Array,
+        bias: Array,
+        indices: List,
+        count: Cells,
+    ) -> None:
+        """Write the neurons whose score by shared signs is above 0, ascending, and how many."""
+        operands = projected, signs, cosines, sizes, bias, indices, count
+        self._native.sign_set(*operands)
+        self._keep(*operands)
+
     def gate_set(
         self,
         x: Array,

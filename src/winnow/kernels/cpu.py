@@ -148,6 +148,19 @@ class Calls(Protocol):
         """Write the neurons whose predicted pre-activation is above 0, ascending, and how many."""
         ...
 
+    def sign_set(
+        self,
+        projected: Float32[np.ndarray, "B n_signs"],
+        signs: UInt64[np.ndarray, "F words"],
+        cosines: Float32[np.ndarray, " _"],
+        sizes: Float32[np.ndarray, " F"],
+        bias: Float32[np.ndarray, " F"],
+        indices: Int32[np.ndarray, "B F"],
+        count: Cells,
+    ) -> None:
+        """Write the neurons whose score by shared signs is above 0, ascending, and how many."""
+        ...
+
     def gate_set(
         self,
         x: Float32[np.ndarray, "B D"],

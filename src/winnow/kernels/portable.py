@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float32, Float64, Int8, Int32, UInt16, UInt64
 
 from winnow.kernels.active_set.reference import active_set_reference
+from winnow.kernels.active_set.sign_set.reference import sign_set_reference
 from winnow.kernels.add.reference import add_reference
 from winnow.kernels.bit_products.reference import (
     bit_distances_reference,
@@ -176,6 +177,25 @@ class _ReferenceCalls:
             for b, one in enumerate(x):
                 chosen = active_set_reference(torch.from_numpy(one), p1.weight, p2.weight, shift, cap)
                 _list(indices[b], count[b:], chosen)
+
+        self._take(select)
+
+    def sign_set(
+        self,
+        projected: Array,
+        signs: Words,
+        cosines: Array,
+        sizes: Array,
+        bias: Array,
+        indices: List,
+        count: Cells,
+    ) -> None:
+        """Write the neurons whose score by shared signs is above 0, ascending, and how many."""
+
+        def select() -> None:
+            for b, one in enumerate(projected):
+                chosen = sign_set_reference(one, signs, cosines, sizes, bias)
+                _list(indices[b], count[b:], torch.from_numpy(chosen))
 
         self._take(select)
 

@@ -12,7 +12,7 @@ from winnow.linalg.gate import Problem, check_finite, check_memory
 from winnow.linalg.refine import certificate, evaluate, to_eps, to_rounding
 from winnow.linalg.result import Options, Result
 from winnow.linalg.rows import DenseRows, OperatorRows, RowBlocks, Rows, Sketch, SparseRows
-from winnow.linalg.triangle import EPS, Triangle, from_gram, from_sketch, triangle_of, truncated
+from winnow.linalg.triangle import EPS, Triangle, exact, from_gram, from_sketch, truncated
 
 
 def by_gram(problem: Problem, options: Options) -> Result:
@@ -66,7 +66,8 @@ def by_lapack(problem: Problem, options: Options) -> Result:
     cond = float(s[0] / s[-1]) if s[-1] > 0 else math.inf
     error, eps = math.nan, math.inf
     if options.certify and rank == d <= n:
-        whole = _exact_triangle(a, problem, cond, options)
+        passes = open_passes(options.threads)
+        whole = exact(a, DenseRows(a, passes).gram(), problem.ridge, passes, cond)
         error = float(whole.backward_error(x, point.gradient, point.objective).max())
         w = np.square(whole.solve_transposed(point.gradient)).sum(axis=1)
         eps = float(certificate(whole, w, point.objective).max())
@@ -201,15 +202,3 @@ def _numpy(
     right = np.concatenate([problem.b.T, np.zeros((d, len(problem.b)))])
     x, _, rank, s = np.linalg.lstsq(tall, right, rcond=rcond)
     return x.T, s, int(rank)
-
-
-def _exact_triangle(
-    a: Float64[np.ndarray, "N D"], problem: Problem, cond: float, options: Options
-) -> Triangle:
-    """Return the triangle of A itself: by Cholesky where that is exact enough, else by QR."""
-    passes = open_passes(options.threads)
-    found = from_gram(DenseRows(a, passes).gram(), problem.ridge, passes)
-    if found is not None:
-        return found
-    tall = np.concatenate([a, np.diag(np.sqrt(problem.ridge))]) if problem.ridge.any() else a
-    return Triangle(triangle_of(tall), None, 1.0, cond, passes)

@@ -131,6 +131,25 @@ def from_gram(gram: Square, ridge: Float64[np.ndarray, " D"], passes: RowPasses)
     return Triangle(scaled * lengths, None, 1 / np.sqrt(1 - loss), cond, passes)
 
 
+def exact(
+    A: Float64[np.ndarray, "N D"],
+    gram: Square,
+    ridge: Float64[np.ndarray, " D"],
+    passes: RowPasses,
+    cond: float = np.inf,
+) -> Triangle:
+    """Return the triangle of A itself: from its Gram matrix where that is exact enough, else by QR.
+
+    `cond` is what to say of the condition after QR, where it is not computed.
+    """
+    found = from_gram(gram, ridge, passes)
+    if found is not None:
+        return found
+    is_alone = len(A) >= len(gram) and not ridge.any()
+    tall = A if is_alone else np.concatenate([A, np.diag(np.sqrt(ridge))])
+    return Triangle(triangle_of(tall), None, 1.0, cond, passes)
+
+
 def from_sketch(
     sketched: Float64[np.ndarray, "height D"],
     right: Float64[np.ndarray, "height B"],

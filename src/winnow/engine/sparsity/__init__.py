@@ -1,6 +1,6 @@
 """Sparsity: predictors, their calibration and what they cost in fidelity.   (floor 5 · engine)
 
-predictor.py      which neurons to compute, from a look at an input of the layer or of one before it
+predictor/        which neurons to compute, from a look at an input of the layer or of one before it
 sparse_mlp.py     the definition of a winnowed MLP, and the shares of neurons it counts
 sparse_heads.py   the definition of attention with some heads
 plan.py           the predictors of one model, in one file
@@ -23,6 +23,7 @@ from winnow.engine.sparsity.plan import Plan, find_plan, open_plan, read_plan
 from winnow.engine.sparsity.predictor import (
     GatePredictor,
     HeadPredictor,
+    IndexPredictor,
     Lookahead,
     LowRankPredictor,
     Predictor,
@@ -35,6 +36,7 @@ __all__ = [
     "Fidelity",
     "GatePredictor",
     "HeadPredictor",
+    "IndexPredictor",
     "LayerCounts",
     "Lookahead",
     "LowRankPredictor",

@@ -76,7 +76,7 @@ class CalibrationOptions:
     """
 
     target_kld: float = 0.001
-    predictor: Literal["auto", "svd", "low-rank", "gate"] = "auto"
+    predictor: Literal["auto", "svd", "low-rank", "gate", "index"] = "auto"
     lookahead: Lookahead = Lookahead.SAME
     max_predictor_share: float = 1 / 12
     sample_rows: int = 8192
@@ -98,7 +98,7 @@ class CalibrationOptions:
         """Return the kinds to try, the closed forms first; raises UsageError for gates that are not there."""
         if self.predictor == "gate" and not is_gated:
             raise UsageError(
-                "--predictor gate was asked of MLPs that have no gate; expected svd, low-rank or auto."
+                "--predictor gate was asked of MLPs that have no gate; expected svd, low-rank, index or auto."
             )
         if self.predictor != "auto":
             return (self.predictor,)
@@ -232,9 +232,7 @@ class _Calibration:
 
     def fit(self, seen: Sequence[LayerInputs]) -> list[tuple[Choice, ...]]:
         """Return the settings of the closed forms, layer by layer; the moments are needed no longer."""
-        forms: list[Kind] = (
-            ["gate"] if self.kinds == ("gate",) else ["svd", *(k for k in self.kinds if k == "gate")]
-        )
+        forms: list[Kind] = [kind for kind in self.kinds if kind != "low-rank"] or ["svd"]
         self.show("fitting predictors", len(seen))
         fits = []
         for index, (layer, inputs) in enumerate(zip(self.weights.layers, seen, strict=True)):

@@ -17,7 +17,6 @@ from winnow.base.errors import UsageError
 from winnow.engine.cache import KvCache
 from winnow.engine.model import Heads, Mlp, all_heads, dense_mlp, forward
 from winnow.engine.sparsity.plan import Plan
-from winnow.engine.sparsity.predictor import GatePredictor, LowRankPredictor, Predictor
 from winnow.engine.sparsity.sparse_heads import SparseHeads
 from winnow.engine.sparsity.sparse_mlp import LayerCounts, SparseMlp
 from winnow.engine.weights import Weights
@@ -124,22 +123,11 @@ def sweep(
 def shifted(plan: Plan, shift: float | int) -> Plan:
     """Return `plan` with its thresholds lowered by `shift`: more neurons above 0, fewer below.
 
-    The unit is the standard deviation of each neuron's score: the rows of ``up``, as `whitened_svd` makes
-    the predictor's inner coordinates uncorrelated and of variance 1. The thresholds of gates, which are
-    magnitudes, are divided by e to the `shift`. What was counted of the plan no longer holds and is left out.
+    The unit is each kind's own: the standard deviation of each neuron's score, a factor of e for gates. What
+    was counted of the plan no longer holds and is left out.
     """
-    return dataclasses.replace(plan, layers=tuple(_moved(each, shift) for each in plan.layers), quality=())
-
-
-def _moved(predictor: Predictor | None, shift: float | int) -> Predictor | None:
-    match predictor:
-        case LowRankPredictor():
-            spread = predictor.up.weight.float().norm(dim=1)
-            return dataclasses.replace(predictor, bias=predictor.bias + shift * spread)
-        case GatePredictor():
-            return dataclasses.replace(predictor, thresholds=predictor.thresholds * math.exp(-shift))
-        case None:
-            return None
+    layers = tuple(each and each.lowered(shift) for each in plan.layers)
+    return dataclasses.replace(plan, layers=layers, quality=())
 
 
 def _compared(

@@ -1,7 +1,7 @@
 """Frontier: what each setting of a layer would cost and lose.   (floor 5 · engine)
 
-A setting is a rank and a level. A predicted score s leaves a residual whose spread e is known per neuron.
-Leaving neuron f out loses
+A setting is a rank, or a number of signs, and a level. A predicted score s leaves a residual whose spread e
+is known per neuron. Leaving neuron f out loses
 
     E[max(s + e z, 0)^2] |w_out|^2 up^2 = g(s / e) e^2 |w_out|^2 up^2,     g(u) = (1 + u^2) Phi(u) + u phi(u)
 
@@ -12,7 +12,7 @@ The laws steer the choice and enter no figure: densities and losses are counted 
 sample that were not fitted, for all levels at once, from the sums over one histogram.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,18 +21,27 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from winnow.base.rng import generator
 from winnow.engine.sparsity.observe import LayerInputs
 from winnow.engine.sparsity.predictor import (
+    WORD,
+    Factors,
     GatePredictor,
+    IndexPredictor,
     Lookahead,
+    LowRankPredictor,
     Predictor,
+    ScoredPredictor,
     whitened_svd,
 )
 from winnow.engine.weights import Layer, product
 from winnow.kernels import NeuronRecords
 
-Kind = Literal["svd", "low-rank", "gate"]
+Kind = Literal["svd", "low-rank", "gate", "index"]
 RANK_STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12)  # ranks tried, in 1/32 of the width
+SIGN_STEPS = (1, 2, 3, 4, 6, 8)  # signs tried, in words per 256 of the width
+SIGNS_PER_RANK = (2, 4)  # coordinates that the signs stand for: fewer are told apart better, and are less
+INDEX_SEED = 0
 SHARES = tuple(0.002 * 1.15**i for i in range(45))  # densities tried, up to nearly 1
 SPREAD_ROWS = 2048  # rows from which a predictor's residual is known
 HELD_BLOCKS = 40  # the sample is cut into so many blocks of neighbouring rows; every fifth is held out
@@ -102,8 +111,12 @@ def frontier(
     found = [dense_choice(layer)]
     if "gate" in kinds and layer.mlp.is_gated:
         found += _gate_choices(layer, seen, judged)
-    if "svd" in kinds:
-        found += _svd_choices(layer, inputs, seen, judged, lookahead)
+    if "svd" in kinds or "index" in kinds:
+        factors = whitened_svd(layer.mlp.w_in.float(), layer.mlp.bias, inputs.moments, lookahead)
+        if "svd" in kinds:
+            found += _scored_choices(layer, _svd_bases(factors, layer.mlp), seen, judged)
+        if "index" in kinds:
+            found += _scored_choices(layer, _index_bases(factors, layer.mlp), seen, judged)
     return tuple(found)
 
 
@@ -174,16 +187,29 @@ def _log_loss_root(u: Float[Tensor, "N F"]) -> Float[Tensor, "N F"]:
     return torch.where(u > 12, u.clamp_min(1).log(), _LOG_ROOTS[place])
 
 
-def _svd_choices(
-    layer: Layer, inputs: LayerInputs, seen: LabelledRows, judged: LabelledRows, lookahead: Lookahead
-) -> list[Choice]:
-    records = layer.mlp
-    factors = whitened_svd(records.w_in.float(), records.bias, inputs.moments, lookahead)
-    worth = _worth(layer, seen)
-    found = []
+def _svd_bases(factors: Factors, records: NeuronRecords) -> Iterator[LowRankPredictor]:
+    """Yield the closed form at every rank tried."""
     unit = max(records.width // 32, 1)
     for rank in [unit * step for step in RANK_STEPS if unit * step <= min(records.width, records.n_neurons)]:
-        base = factors.predictor(rank, torch.zeros(records.n_neurons))
+        yield factors.predictor(rank, torch.zeros(records.n_neurons))
+
+
+def _index_bases(factors: Factors, records: NeuronRecords) -> Iterator[IndexPredictor]:
+    """Yield an index for every number of signs tried and every number of coordinates that they stand for."""
+    for step in SIGN_STEPS:
+        n_signs = WORD * step * max(records.width // 256, 1)
+        ranks = {min(n_signs // each, records.width, records.n_neurons) for each in SIGNS_PER_RANK}
+        for rank in sorted(ranks):
+            yield factors.index(n_signs, rank, generator(INDEX_SEED))
+
+
+def _scored_choices(
+    layer: Layer, bases: Iterable[ScoredPredictor], seen: LabelledRows, judged: LabelledRows
+) -> list[Choice]:
+    """Return the levels of predictors whose thresholds are 0."""
+    worth = _worth(layer, seen)
+    found = []
+    for base in bases:
         spread = (seen.before - base.scores(seen.view)).square().mean(0).sqrt().clamp_min(1e-6)
         scale = (spread * worth).clamp_min(1e-30)
         priority = _log_loss_root(base.scores(judged.view) / spread).add_(scale.log())

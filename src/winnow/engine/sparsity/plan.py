@@ -1,7 +1,8 @@
 """Plan: the predictors of one model, with what was measured of them, in one file.   (floor 5 · engine)
 
 A plan is a safetensors file. A layer it winnows has ``layers.L.down``, ``.up`` and ``.bias`` (int8 matrices
-with their ``_scales`` beside them), or ``layers.L.thresholds`` for the gate; a layer without them runs dense.
+with their ``_scales`` beside them), or ``layers.L.thresholds`` for the gate, or ``layers.L.projection``,
+``.offset``, ``.signs``, ``.sizes`` and ``.bias`` for the index; a layer without them runs dense.
 Where heads are left out too, ``heads.L.down`` and the rest foretell the kv heads of layer L.
 Its metadata says which model it belongs to and in which precisions it may run, on which text it was
 calibrated, what fidelity was asked, what was measured, and the same for every layer.
@@ -27,9 +28,10 @@ from winnow.engine.sparsity.predictor import (
     Lookahead,
     LowRankPredictor,
     Predictor,
+    described,
+    predictor_of,
 )
 from winnow.engine.sparsity.sparse_mlp import LayerCounts
-from winnow.kernels import Matrix, QuantisedMatrix
 
 FORMAT = "winnow-plan/2"
 KEY = "winnow"
@@ -124,8 +126,8 @@ class Plan:
             for index, predictor in enumerate(predictors):
                 if predictor is not None:
                     # Copies: layers may share a tensor, which safetensors refuses to write.
-                    found = _tensors(f"{stem}.{index}.", predictor)
-                    tensors |= {name: each.clone() for name, each in found.items()}
+                    held = predictor.tensors.items()
+                    tensors |= {f"{stem}.{index}.{name}": each.clone() for name, each in held}
         # One key: safetensors writes several in any order, and equal plans should be equal files.
         said = {
             "format": FORMAT,
@@ -136,13 +138,7 @@ class Plan:
             save_file(tensors, draft, metadata={KEY: json.dumps(said)})
 
     def _row(self, index: int) -> dict[str, object]:
-        predictor = self.layers[index]
-        mode = (
-            {"kind": "dense"}
-            if predictor is None
-            else {"kind": predictor.kind, "lookahead": predictor.lookahead}
-        )
-        return {**mode, **(asdict(self.quality[index]) if self.quality else {})}
+        return {**described(self.layers[index]), **(asdict(self.quality[index]) if self.quality else {})}
 
 
 def find_plan(directory: Path) -> Path | None:
@@ -250,17 +246,7 @@ def _predictor(
     stem = f"{of}.{index}."
     found = {name.removeprefix(stem): tensor for name, tensor in tensors.items() if name.startswith(stem)}
     try:
-        match row["kind"]:
-            case "dense":
-                return None
-            case "gate":
-                return GatePredictor(_vector(found["thresholds"]))
-            case "svd" | "low-rank":
-                kind = "svd" if row["kind"] == "svd" else "low-rank"
-                parts = _matrix(found, "down"), _matrix(found, "up"), _vector(found["bias"])
-                return LowRankPredictor(*parts, kind, Lookahead(row["lookahead"]))
-            case unknown:
-                raise ValueError(f"{brief(unknown)} is no kind of predictor.")
+        return predictor_of(row, found)
     except KeyError as error:
         raise ModelError(
             f"{path} holds only part of layer {index}, no {error}; calibrate the model again."
@@ -278,29 +264,3 @@ def _check_shapes(predictor: Predictor | None, width: int, n_outputs: int, begin
         raise ModelError(
             f"{begins} {predictor.shapes} in layer {index}, the model needs {wanted}; calibrate this model."
         )
-
-
-def _tensors(stem: str, predictor: Predictor) -> dict[str, Tensor]:
-    if isinstance(predictor, GatePredictor):
-        return {f"{stem}thresholds": predictor.thresholds}
-    down, up = _stored(f"{stem}down", predictor.down), _stored(f"{stem}up", predictor.up)
-    return {**down, **up, f"{stem}bias": predictor.bias}
-
-
-def _stored(name: str, matrix: Matrix | QuantisedMatrix) -> dict[str, Tensor]:
-    if isinstance(matrix, QuantisedMatrix):
-        return {name: matrix.values, f"{name}_scales": matrix.scales}
-    return {name: matrix.weight.contiguous()}
-
-
-def _matrix(found: Mapping[str, Tensor], name: str) -> Matrix | QuantisedMatrix:
-    values, scales = found[name], found.get(f"{name}_scales")
-    if values.ndim != 2 or values.is_floating_point() != (scales is None):
-        raise ValueError(f"{name} is {values.dtype} of shape {tuple(values.shape)}, scales or not.")
-    return Matrix(values) if scales is None else QuantisedMatrix(values, scales)
-
-
-def _vector(values: Tensor) -> Tensor:
-    if values.ndim != 1 or not values.is_floating_point():
-        raise ValueError(f"{values.dtype} of shape {tuple(values.shape)} stands where floats [F] belong.")
-    return values.float().contiguous()

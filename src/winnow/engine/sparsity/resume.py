@@ -18,11 +18,10 @@ from torch import Tensor
 from winnow.base.errors import ModelError, UsageError
 from winnow.base.files import replacing
 from winnow.engine.sparsity.frontier import Choice
-from winnow.engine.sparsity.predictor import GatePredictor, Lookahead, LowRankPredictor
-from winnow.kernels import QuantisedMatrix
+from winnow.engine.sparsity.predictor import described, predictor_of
 
 KEY = "winnow-calibration"
-FORMAT = 1
+FORMAT = 2
 
 
 def partial_directory(plan: Path) -> Path:
@@ -109,40 +108,25 @@ def forget(plan: Path) -> None:
 
 
 def packed(choices: Sequence[Choice]) -> tuple[dict[str, Tensor], list[list]]:
-    """Return the settings of one layer as tensors and a table; factors that several share are kept once."""
+    """Return the settings of one layer as tensors and a table; a tensor that several share is kept once."""
     tensors: dict[str, Tensor] = {}
     table: list[list] = []
-    shared: dict[int, int] = {}
+    names: dict[int, str] = {}
     for number, each in enumerate(choices):
-        place = -1
-        if isinstance(each.predictor, LowRankPredictor):
-            place = shared.setdefault(id(each.predictor.down), len(shared))
-            for name, matrix in (("down", each.predictor.down), ("up", each.predictor.up)):
-                assert isinstance(matrix, QuantisedMatrix)  # calibration makes no others
-                tensors |= {f"{place}.{name}": matrix.values, f"{place}.{name}_scales": matrix.scales}
-            tensors[f"bias.{number}"] = each.predictor.bias
-        elif isinstance(each.predictor, GatePredictor):
-            tensors[f"bias.{number}"] = each.predictor.thresholds
-        lookahead = Lookahead.SAME if each.predictor is None else each.predictor.lookahead
-        table.append([each.kind, str(lookahead), place, each.density, each.n_bytes, each.loss])
+        held = {} if each.predictor is None else each.predictor.tensors
+        for part, tensor in held.items():
+            if id(tensor) not in names:
+                names[id(tensor)] = f"{number}.{part}"
+                tensors[f"{number}.{part}"] = tensor
+        places = {part: names[id(tensor)] for part, tensor in held.items()}
+        table.append([described(each.predictor), places, each.density, each.n_bytes, each.loss])
     return tensors, table
 
 
 def unpacked(stage: Stage) -> tuple[Choice, ...]:
     """Return the settings that `packed` was given."""
     found = []
-    matrices: dict[str, QuantisedMatrix] = {}
-    for number, (kind, lookahead, place, density, n_bytes, loss) in enumerate(stage.said):
-        predictor = None
-        if kind == "gate":
-            predictor = GatePredictor(stage.tensors[f"bias.{number}"])
-        elif kind != "dense":
-            for name in (f"{place}.down", f"{place}.up"):
-                if name not in matrices:
-                    matrices[name] = QuantisedMatrix(stage.tensors[name], stage.tensors[f"{name}_scales"])
-            pair = matrices[f"{place}.down"], matrices[f"{place}.up"]
-            predictor = LowRankPredictor(
-                *pair, stage.tensors[f"bias.{number}"], kind=kind, lookahead=Lookahead(lookahead)
-            )
-        found.append(Choice(predictor, density, n_bytes, loss))
+    for row, places, density, n_bytes, loss in stage.said:
+        held = {part: stage.tensors[name] for part, name in places.items()}
+        found.append(Choice(predictor_of(row, held), density, n_bytes, loss))
     return tuple(found)

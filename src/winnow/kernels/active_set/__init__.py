@@ -9,6 +9,7 @@ predictor's to say; the threshold is part of `bias`.
     select.hpp select.cpp   the cap
     listing.hpp             each block of neurons keeps a list, joined in order
     cpu.cpp                 two products, then the list
+    sign_set/               the guess by signs of projections in its place
 """
 
 import numpy as np

@@ -73,6 +73,7 @@ NB_MODULE(_native, m) {
       .def("gathered_rows", &Calls::gathered_rows, array(), arg(), maybe(), array(), array(), array(), Unlocked())
       .def("gathered_columns", &Calls::gathered_columns, array(), arg(), maybe(), array(), array(), array(), Unlocked())
       .def("active_set", &Calls::active_set, array(), arg(), arg(), array(), arg(), array(), array(), Unlocked())
+      .def("sign_set", &Calls::sign_set, array(), array(), array(), array(), array(), array(), array(), Unlocked())
       .def("gate_set", &Calls::gate_set, array(), arg(), array(), arg(), array(), array(), array(), Unlocked())
       .def("gathered_mlp", &Calls::gathered_mlp, array(), arg(), array(), array(), arg(), array(), maybe(), Unlocked())
       .def("dense_mlp", &Calls::dense_mlp, array(), arg(), arg(), array(), Unlocked())

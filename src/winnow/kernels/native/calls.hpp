@@ -153,6 +153,19 @@ class Calls {
           count = count.data()] { kernels_.active_set(context_, x, batch, p1, p2, bias, cap, indices, count); });
   }
 
+  void sign_set(In2 projected, Array<const std::uint64_t, 2> signs, In cosines, In sizes, In bias, OutIndices indices,
+                OutCells count) {
+    const SignIndex index{signs.data(), cosines.data(), sizes.data(), bias.data(), length(signs), length(signs, 1)};
+    check_rows("projected", projected, 64 * index.words, projected);
+    expect("cosines", length(cosines), 64 * index.words + 1);
+    expect("sizes", length(sizes), index.neurons);
+    expect("bias", length(bias), index.neurons);
+    check_rows("indices", indices, index.neurons, projected);
+    expect("count", length(count), length(projected));
+    take([this, index, batch = length(projected), projected = projected.data(), indices = indices.data(),
+          count = count.data()] { kernels_.sign_set(context_, projected, batch, index, indices, count); });
+  }
+
   void gate_set(In2 x, const NeuronRecords& records, In thresholds, int activation, OutIndices indices, OutCells count,
                 Out2 gates) {
     check_rows("x", x, records.width, x);

@@ -47,6 +47,13 @@ struct NeuronRecords {
   bool gated;
 };
 
+// Neurons by the signs of their projections: score = sizes * |p| * cosines[differing signs] + bias.
+struct SignIndex {
+  const std::uint64_t* signs;  // [neurons, words]
+  const float *cosines, *sizes, *bias;  // [64 * words + 1], [neurons], [neurons]
+  std::int64_t neurons, words;
+};
+
 struct KvBlock {
   char *keys, *values;
   std::int64_t kv_heads, capacity, width;
@@ -119,6 +126,9 @@ struct Kernels {
                            std::int64_t blocks, float* out);
   void (*active_set)(Context&, const float* x, std::int64_t batch, const Matrix& p1, const Matrix& p2, const float* bias,
                      std::int64_t cap, std::int32_t* indices, std::int64_t* count);
+  // projected: `batch` rows of 64 * words
+  void (*sign_set)(Context&, const float* projected, std::int64_t batch, const SignIndex&, std::int32_t* indices,
+                   std::int64_t* count);
   void (*gate_set)(Context&, const float* x, std::int64_t batch, const NeuronRecords&, const float* thresholds,
                    Activation, std::int32_t* indices, std::int64_t* count, float* gates);
   // lists null: all neurons, and every byte of them. gates null: to be computed; otherwise those of every neuron.

@@ -19,6 +19,7 @@ void gathered_columns(Context&, const float*, std::int64_t, const Matrix&, const
                       float*);
 void active_set(Context&, const float*, std::int64_t, const Matrix&, const Matrix&, const float*, std::int64_t,
                 std::int32_t*, std::int64_t*);
+void sign_set(Context&, const float*, std::int64_t, const SignIndex&, std::int32_t*, std::int64_t*);
 void gate_set(Context&, const float*, std::int64_t, const NeuronRecords&, const float*, Activation, std::int32_t*,
               std::int64_t*, float*);
 void mlp(Context&, const float*, std::int64_t, const NeuronRecords&, const Lists*, Activation, const float*, float*);
@@ -60,8 +61,8 @@ static float read(const char* memory, std::int64_t bytes, bool prefetching) {
 
 const Kernels& kernels() {
   static const Kernels table = {linear,     add,           layer_norm,       rms_norm,   rotate,   append_kv, attend,
-                                    missing_kv, gathered_rows, gathered_columns, active_set, gate_set, mlp,       unpack,
-                                    pack,       read,          &row_kernels(),
+                                    missing_kv, gathered_rows, gathered_columns, active_set, sign_set, gate_set,  mlp,
+                                    unpack,     pack,          read,             &row_kernels(),
                                     bit_products, bit_distances, bit_keys, pack_signs, bit_path};
   return table;
 }

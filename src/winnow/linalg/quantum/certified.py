@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from winnow.kernels.row_sketch import RowPasses
 from winnow.linalg.gate import Problem, check_finite
 from winnow.linalg.refine import certificate, evaluate, is_exact
-from winnow.linalg.triangle import EPS, Triangle, from_gram, triangle_of, truncated
+from winnow.linalg.triangle import EPS, Triangle, exact, truncated
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ def certifier(problem: Problem, A: Float64[np.ndarray, "N D"], passes: RowPasses
     gram = problem.rows.gram()
     if not np.isfinite(gram).all():
         check_finite(problem.rows)
-    found = from_gram(gram, problem.ridge, passes)
-    if found is None:
-        tall = np.concatenate([A, np.diag(np.sqrt(problem.ridge))])
-        found = truncated(Triangle(triangle_of(tall), None, 1.0, np.inf, passes), EPS * max(A.shape))
-    return Certifier(problem, found)
+    whole = exact(A, gram, problem.ridge, passes)
+    if np.isinf(whole.cond):  # by QR, which may have found columns that depend on each other
+        whole = truncated(whole, EPS * max(A.shape))
+    return Certifier(problem, whole)
