@@ -66,7 +66,7 @@ def test_a_record_holds_a_neuron(tmp_path: Path) -> None:
 
 def test_other_types_are_not_offered(tmp_path: Path) -> None:
     source = DictSource(parse_config(OPT), random_tensors())
-    assert "expected one of torch.float32" in refused(lambda: load_weights(source, torch.float16), UsageError)
+    assert "expected one of " in refused(lambda: load_weights(source, torch.float16), UsageError)
 
 
 def test_the_end_tokens_of_generation_config_win(tmp_path: Path) -> None:

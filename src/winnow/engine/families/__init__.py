@@ -30,17 +30,14 @@ MODEL_TYPES = tuple(sorted(_FAMILIES))
 def parse_config(raw: dict[str, Any], where: str = "config.json") -> ModelConfig:
     """Return the shape of the model that a config, which messages call `where`, describes.
 
-    Reads the spellings of transformers 4 and 5. Code that the config points to (``auto_map``) is never run.
-    Raises ModelError for an unknown model type, a quantised checkpoint and every number outside its range.
+    Reads the spellings of transformers 4 and 5; its ``auto_map`` never runs. Raises ModelError.
     """
     fields = Fields(raw, where)
     family = _FAMILIES[fields.choice("model_type", None, MODEL_TYPES)]
     for key in ("quantization_config", "compression_config"):
         if fields.has(key):
-            raise ModelError(
-                f"{where} has a {key}: its weights are quantised by another tool, Winnow reads plain floats. "
-                "Use the unquantised checkpoint of this model."
-            )
+            quantised = f"{where} has a {key}: its weights were quantised by another tool"
+            raise ModelError(f"{quantised}, Winnow reads plain floats. Use the unquantised checkpoint.")
     return family.parse(fields)
 
 
@@ -52,14 +49,11 @@ def tensor_shapes(config: ModelConfig) -> Shapes:
 def load_weights(
     source: TensorSource, dtype: torch.dtype, *, head_dtype: torch.dtype | None = None, by_head: bool = False
 ) -> Weights:
-    """Return the weights of `source`: matrices and records in `dtype`, norms and biases in float32.
+    """Return the weights of `source` in `dtype`, the head in `head_dtype`, norms and biases in float32.
 
-    The map to logits, and an embedding tied to it, are rounded to `head_dtype` where one is given. Every
-    tensor is checked before the first is read; then each is copied once: peak memory is the model plus one.
-    `by_head` stores the maps behind attention so that heads can be left out. Raises ModelError.
+    Each tensor is checked before the first is read, then copied once: peak memory is the model plus one.
+    `by_head`: so that heads can be left out. Raises ModelError, and UsageError for another type.
     """
-    known = (torch.float32, torch.bfloat16, torch.int8, int4)
-    for asked in (dtype, head_dtype or dtype):
-        if asked not in known:
-            raise UsageError(f"dtype is {asked}, expected one of {', '.join(map(str, known))}.")
+    if wrong := {dtype, head_dtype or dtype} - (known := {torch.float32, torch.bfloat16, torch.int8, int4}):
+        raise UsageError(f"dtype is {wrong.pop()}, expected one of {', '.join(sorted(map(str, known)))}.")
     return _FAMILIES[source.config.family].load(source, dtype, head_dtype, by_head)
