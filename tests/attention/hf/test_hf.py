@@ -5,10 +5,12 @@ import torch
 
 import winnow.attention
 from winnow.attention import StreamingCache, streaming
+from winnow.attention.streaming import StreamingOptions, calibrate_remainder
 from winnow.base.errors import UsageError
 from winnow.base.rng import generator
 
 transformers = pytest.importorskip("transformers")
+from winnow.attention.hf import calibrated, captured  # noqa: E402 (needs the extra)
 
 GROUPED = {"num_key_value_heads": 2, "intermediate_size": 48}
 FAMILIES = {
@@ -173,3 +175,31 @@ def test_keys_that_lose_their_note_are_noticed():
     layer.update(k, k)
     with pytest.raises(UsageError, match="cannot stream"):
         layer.update(k, k)
+
+
+def test_a_calibration_on_a_models_own_keys_streams_by_head(pico):
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        pico, dtype=torch.float32, local_files_only=True
+    )
+    winnow.attention.register()
+    ids = torch.randint(3, 500, (1, 200), generator=generator(1))
+    shared = {"window": 32, "block": 16, "heavy": 8, "reservoir": 2}
+    candidates = [StreamingOptions(**shared, clusters=n) for n in (1, 16)]
+    layers = captured(model, ids)
+    assert len(layers) == model.config.num_hidden_layers
+    # What was captured makes what the model says: attention over it is that of sdpa.
+    assert model.config._attn_implementation == "sdpa"
+    found = calibrated(model, ids, candidates, target=0.05)
+    assert all(layer.error.shape == (layers[0].k.shape[1], 2) for layer in found)
+    again = calibrate_remainder(
+        layers[1].q, layers[1].k, layers[1].v, candidates, target=0.05, scale=layers[1].scale
+    )
+    assert again.chosen == found[1].chosen
+    model.set_attn_implementation(NAME)
+    cache = StreamingCache(model.config, [layer.kind for layer in found])
+    with torch.no_grad():
+        logits = model(ids, past_key_values=cache, use_cache=True).logits
+    assert bool(logits.isfinite().all())
+    assert cache.n_bytes == sum(layer.total_bytes for layer in found)
+    with pytest.raises(UsageError, match="There are 1 kinds"):
+        StreamingCache(model.config, [found[0].kind])

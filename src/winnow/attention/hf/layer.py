@@ -4,6 +4,7 @@ transformers hands a layer's cache the new keys and values and gives what it ret
 function, which never sees the cache. The keys that come back therefore carry a note of their layer.
 """
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from winnow.attention.streaming import Streaming, StreamingOptions, StreamingState
+from winnow.attention.streaming import PerHead, PerHeadState, Streaming, StreamingOptions, StreamingState
 from winnow.base.errors import UsageError
 
 NAME = "winnow_streaming"
@@ -27,11 +28,11 @@ class StreamingLayer(CacheLayerMixin):
     is_croppable = False
     supports_early_init = False
 
-    def __init__(self, kind: Streaming, config: PreTrainedConfig) -> None:
+    def __init__(self, kind: Streaming | PerHead, config: PreTrainedConfig) -> None:
         super().__init__()
         self.kind = kind
         self.config = config
-        self.state: StreamingState | None = None
+        self.state: StreamingState | PerHeadState | None = None
         self.is_waiting = False  # for the attention that belongs to the latest update
 
     @property
@@ -133,10 +134,15 @@ class StreamingCache(Cache):
     Takes about `Streaming.start`'s bytes per layer at the first token and never more. Needs
     `register()` and `model.set_attn_implementation("winnow_streaming")`. Works with generate(), chunked
     prefill (`prefill_chunk_size`), left padding and beam search; raises UsageError on crop and for layers
-    that have a sliding window or no softmax attention.
+    that have a sliding window or no softmax attention. `kind` is one for all layers, or a list of one per
+    layer, such as `calibrated` returns; raises UsageError for another number of them.
     """
 
-    def __init__(self, config: PreTrainedConfig, kind: Streaming | StreamingOptions) -> None:
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        kind: Streaming | StreamingOptions | PerHead | Sequence[Streaming | StreamingOptions | PerHead],
+    ) -> None:
         text = config.get_text_config(decoder=True)
         kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
         if getattr(text, "sliding_window", None) is not None and getattr(text, "use_sliding_window", True):
@@ -146,8 +152,14 @@ class StreamingCache(Cache):
                 f"The model has layers of kinds {', '.join(sorted(kinds))}; a StreamingCache takes the place "
                 "of full attention only. Set config.sliding_window=None where the window is not wanted."
             )
-        self.kind = kind if isinstance(kind, Streaming) else Streaming(kind)
-        super().__init__(layers=[StreamingLayer(self.kind, text) for _ in range(text.num_hidden_layers)])
+        n_layers = text.num_hidden_layers
+        each = [kind] * n_layers if isinstance(kind, Streaming | StreamingOptions | PerHead) else list(kind)
+        if len(each) != n_layers:
+            raise UsageError(
+                f"There are {len(each)} kinds, the model has {n_layers} layers; give one, or one each."
+            )
+        self.kinds = tuple(Streaming(x) if isinstance(x, StreamingOptions) else x for x in each)
+        super().__init__(layers=[StreamingLayer(x, text) for x in self.kinds])
 
     @property
     def batch_size(self) -> int:

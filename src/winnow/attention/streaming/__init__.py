@@ -12,12 +12,27 @@ reading.py       one softmax over all of them
 certificate.py   how far a read may be from exact attention
 state.py         tokens in, outputs out, constant memory
 kind.py          the kind and its maker
+per_head.py      heads with budgets of their own
+calibrate.py     which budget each head needs, by its error on real keys
 """
 
+from winnow.attention.streaming.calibrate import Calibration, calibrate_remainder
 from winnow.attention.streaming.certificate import Certificate
 from winnow.attention.streaming.kind import Streaming, streaming
 from winnow.attention.streaming.options import StreamingOptions
+from winnow.attention.streaming.per_head import PerHead, PerHeadState
 from winnow.attention.streaming.rotation import Rotation
 from winnow.attention.streaming.state import StreamingState
 
-__all__ = ["Certificate", "Rotation", "Streaming", "StreamingOptions", "StreamingState", "streaming"]
+__all__ = [
+    "Calibration",
+    "Certificate",
+    "PerHead",
+    "PerHeadState",
+    "Rotation",
+    "Streaming",
+    "StreamingOptions",
+    "StreamingState",
+    "calibrate_remainder",
+    "streaming",
+]
