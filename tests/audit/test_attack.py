@@ -1,17 +1,26 @@
 """The span attack: finds whole texts in gradients, finds none in noise, and says what it cannot see."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+import winnow
 from tests.audit.models import CAUSAL, VOCABULARY, tiny
 from winnow.audit.front import Front
 from winnow.audit.leakage import gradients_of, score, span_attack
 from winnow.audit.leakage.attack import position_rows, token_rows
 from winnow.audit.leakage.batches import check_texts
+from winnow.audit.leakage.ends import _ends, _lineage
+from winnow.audit.leakage.search import Tree
+from winnow.audit.leakage.update import load_model
 from winnow.base.errors import ModelError, UsageError
+from winnow.base.rng import generator
+from winnow.engine.tokenizer import Tokenizer
 
 # Lengths that no block divides; the fourth is the beginning of the second, the fifth is the third again.
 LENGTHS = (6, 9, 4)
+PICO = Path(winnow.__file__).parent / "zoo/pico"
 
 
 def drawn(rng: torch.Generator, lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
@@ -63,6 +72,60 @@ def test_a_last_token_that_is_also_an_input_is_found_with_a_tied_head(rng):
     (first, second) = drawn(rng, (6, 8))
     texts = [[*first, second[2]], [*second, first[0]], [*second[:4], second[1]]]
     assert sorted(span_attack(model, gradients_of(model, texts)).texts) == sorted(map(tuple, texts))
+
+
+def nearly_certain(
+    family: str, rng: torch.Generator, doubt: float
+) -> tuple[torch.nn.Module, list[list[int]]]:
+    """Return a model that leaves its last token's rivals about `doubt`, and a text that ends so."""
+    model, (text,) = tiny(family, rng), drawn(rng, (7,))
+    final = model.get_submodule({"gpt2": "transformer.ln_f", "llama": "model.norm"}[family]).weight
+    before, low, high = final.detach().clone(), 1.0, 1e4
+    with torch.no_grad():
+        for _ in range(60):  # the sharper the logits, the surer the likeliest token
+            final.copy_((low * high) ** 0.5 * before)
+            left = model(input_ids=torch.tensor([text])).logits[0, -1].double().log_softmax(0)
+            is_unsure = float(left.topk(2).values[1].exp()) > doubt
+            low, high = ((low * high) ** 0.5, high) if is_unsure else (low, (low * high) ** 0.5)
+    return model, [[*text, int(left.argmax())]]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("doubt", [1e-3, 1e-4, 1e-5])
+def test_a_last_token_that_is_all_but_certain_is_found(family, doubt):
+    model, texts = nearly_certain(family, generator(0), doubt)
+    found = span_attack(model, gradients_of(model, texts))
+    assert found.texts == (tuple(texts[0]),)
+    assert found.is_certified
+
+
+@pytest.mark.parametrize(("family", "lost"), [("gpt2", "7 positions"), ("llama", "1 tokens")])
+def test_what_lies_below_the_rounding_is_said_and_not_certified(family, lost):
+    model, texts = nearly_certain(family, generator(0), 1e-9)
+    found = span_attack(model, gradients_of(model, texts))
+    assert found.texts != (tuple(texts[0]),)
+    assert found.certificate < 1e-4
+    assert not found.is_certified
+    assert found.reason.startswith(lost)
+    assert "below the rounding" in found.reason
+
+
+def test_pico_is_read_where_it_is_sure_of_a_second_line_break():
+    model, text = load_model(PICO), '."\n\n"Sir Eustace Brackenstall, the driver tells me."\n\n'
+    ids = Tokenizer.open(PICO).encode(text, special=False)
+    assert ids[-2:] == [202, 202]
+    found = span_attack(model, gradients_of(model, [ids]), longest=48)
+    assert (found.texts, found.is_certified) == ((tuple(ids),), True)
+
+
+def test_ends_are_told_though_some_beginnings_have_no_weight_of_their_own(rng):
+    tree = Tree((5, 6, 7, 8, 9), (-1, 0, 1, 0, 3), 0)  # 5 6 7 twice, 5 8 9 once
+    passed = torch.tensor([3.0, 2.0, 2.0, 1.0, 1.0], dtype=torch.float64)
+    told = torch.tensor([1.0, 1e-9, 1.0, 1e-9, 1.0], dtype=torch.float64)  # each alone
+    lineage = _lineage(tree)
+    noise = 1e-7 * torch.randn(5, generator=rng).double()
+    gram, right = lineage.mT @ torch.diag(told**2) @ lineage, lineage.mT @ (told * (told * passed + noise))
+    assert torch.allclose(lineage @ _ends(gram, right), passed, atol=1e-3)
 
 
 def test_as_many_inputs_as_the_width_are_saturated_and_said_so(rng):

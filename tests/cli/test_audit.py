@@ -53,10 +53,29 @@ def test_an_update_file_is_read_back(tmp_path, pico, capsys):
     assert "wind takes" in out
 
 
+def test_noise_is_accounted_for_by_who_looks_and_shuts_a_gate(capsys):
+    line = ["audit", "privacy", "--noise", "1", "--rate", "0.05", "--steps", "500", "--json"]
+    assert main([*line, "--fail-if", "epsilon_server>8"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["certificate"]["epsilon_server"] == pytest.approx(344, abs=0.5)
+    assert found["certificate"]["epsilon_final_model"] == pytest.approx(7.524, abs=2e-3)
+    assert (found["controls"]["planted_found"], found["controls"]["noise_found"]) == (True, False)
+    assert main([*line, "--fail-if", "epsilon_final_model>8"]) == 0
+
+
+def test_an_update_without_the_configured_noise_is_told(tmp_path, pico, capsys):
+    model = load_model(pico)
+    given = gradients_of(model, [Tokenizer.open(pico).encode(WORDS, special=False)[:9]])
+    save_file({n: g.contiguous() for n, g in given.items()}, tmp_path / "update.safetensors")
+    line = ["audit", "privacy", "--noise", "1", "--clip", "1", "--records", "1", "--base", str(pico)]
+    assert main([*line, "--update", str(tmp_path / "update.safetensors")]) == 0
+    assert "the update holds none" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("line", "code", "says"),
     [
-        ("audit", 2, "lacks its second word; expected one of gradients, update, attention, timing"),
+        ("audit", 2, "lacks its second word; expected one of gradients, update, attention, timing, privacy"),
         ("audit dreams", 2, "'dreams' is no audit command; expected one of gradients"),
         ("audit gradients", 2, "required: --text"),
         ("audit gradients --text {text} --defence fog", 2, "'fog' is no defence"),
@@ -66,6 +85,16 @@ def test_an_update_file_is_read_back(tmp_path, pico, capsys):
         ("audit gradients --text {text} --batch 999", 3, "tokens, expected 23976 for --batch 999"),
         ("audit gradients --text {none}", 3, "cannot be read"),
         ("audit gradients {none} --text {text}", 3, "none.txt"),
+        ("audit privacy", 2, "required: --noise"),
+        ("audit privacy --noise 0", 2, "noise is 0.0; expected a number above 0"),
+        ("audit privacy --noise 1 --rate 1.5", 2, "rate is 1.5; expected a share above 0 and at most 1"),
+        ("audit privacy --noise 1 --steps 0", 2, "--steps"),
+        ("audit privacy --noise 1 --delta 0", 2, "delta is 0.0; expected a number above 0"),
+        ("audit privacy --noise 1 --prior 1", 2, "prior is 1.0; expected a probability"),
+        ("audit privacy --noise 1 --clip 1", 2, "clip belongs to an update, and none is given"),
+        ("audit privacy --noise 1 --base pico", 2, "--base belongs to --update FILE"),
+        ("audit privacy --noise 1 --update {none}", 3, "cannot be read"),
+        ("audit privacy --noise 1 --fail-if soon", 2, "is no condition"),
         ("audit update", 2, "FILE is missing"),
         ("audit update {none}", 3, "cannot be read"),
         ("audit update {text}", 3, "is no whole safetensors file"),

@@ -52,6 +52,11 @@ def test_a_pipe_gets_replies_only_one_per_line_read(talk, chatty):
     assert ran.out == reply(chatty, "<s>user the wind</s><s>assistant ") + "\n"
 
 
+def test_constant_work_says_the_same(talk, planned):
+    plain, constant = (talk(planned, "the wind\n", "--quiet", *more) for more in ((), ("--constant-work",)))
+    assert (constant.code, constant.out) == (0, plain.out)
+
+
 def test_the_conversation_goes_on_where_it_was(talk, chatty):
     first = reply(chatty, "<s>user the wind</s><s>assistant ")
     second = f"<s>user the wind</s><s>assistant {first}</s><s>user light</s><s>assistant "

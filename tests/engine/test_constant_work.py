@@ -46,6 +46,22 @@ def test_a_levelled_step_gives_the_same_bits(engine):
     assert levelled.stats.mlp_density > plain.stats.mlp_density
 
 
+def test_an_engine_loaded_for_constant_work_keeps_to_it_when_its_plan_changes(engine):
+    levelled = winnow.load(threads=2, constant_work=True)
+    assert (
+        levelled.generate(PROMPT, max_tokens=9).token_ids == engine.generate(PROMPT, max_tokens=9).token_ids
+    )
+    plan = levelled.plan
+    levelled.use_plan(None)
+    levelled.use_plan(plan)
+    assert (np.ptp(counts_by_step(levelled, 9), axis=0) == 0).all()
+
+
+def test_a_stream_of_constant_work_is_refused_before_a_weight_is_read():
+    with pytest.raises(UsageError, match="steps of a stream have no constant work"):
+        winnow.load(constant_work=True, context="streaming")
+
+
 def test_a_step_beyond_its_budget_is_filled_up_to_all(engine):
     narrow = [replace(layer, density=0.001) for layer in engine.plan.quality]
     engine.use_plan(engine.plan)

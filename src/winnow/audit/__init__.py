@@ -9,6 +9,7 @@
     matching/    inputs fitted to a gradient, where nothing is read
     methods.py   which attack reads which model
     attention/   from attention maps back to tokens
+    privacy.py   what noise is worth, to who sees updates and to who sees the model
     timing.py    from how long a model takes to what it was asked
 
 Works on transformers' models (extra `hf`), never on the engine.
@@ -16,6 +17,7 @@ Works on transformers' models (extra `hf`), never on the engine.
 
 from winnow.audit.attention import attention
 from winnow.audit.methods import gradients
+from winnow.audit.privacy import privacy
 from winnow.audit.timing import timing
 
-__all__ = ["attention", "gradients", "timing"]
+__all__ = ["attention", "gradients", "privacy", "timing"]

@@ -16,8 +16,9 @@ from winnow.audit.leakage import (
 )
 from winnow.audit.leakage import gradients as audit_gradients
 from winnow.audit.methods import subject_of
+from winnow.audit.privacy import privacy
 from winnow.audit.report import Table
-from winnow.base.errors import ModelError
+from winnow.base.errors import ModelError, UsageError
 from winnow.cli import audit_attention, audit_timing
 from winnow.cli.audit_models import check_report_options, show_finding
 from winnow.cli.opening import read_text
@@ -32,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
         "update": _update,
         "attention": audit_attention.run,
         "timing": audit_timing.run,
+        "privacy": _privacy,
     }
     return audits[arguments.choice](arguments)
 
@@ -71,6 +73,30 @@ def _update(arguments: argparse.Namespace) -> int:
     ranks = tuple((f"layer {each.layer}, {each.maps}", each.rank, each.width) for each in layers)
     table = Table("distinct inputs, by the maps that read them", ("maps", "rank", "width"), ranks)
     return show_finding(replace(found, tables=(table,)), arguments)
+
+
+def _privacy(arguments: argparse.Namespace) -> int:
+    """Account for the noise of a run, and for what an update of it really holds."""
+    check_report_options(arguments)
+    model = given = None
+    if arguments.update is not None:
+        model = load_model(find_directory(arguments.base or "pico", offline=arguments.offline))
+        given = read_update(arguments.update, model)
+    elif arguments.base is not None:
+        raise UsageError("--base belongs to --update FILE; add it, or leave --base out.")
+    found = privacy(
+        noise=arguments.noise,
+        rate=arguments.rate,
+        steps=arguments.steps,
+        delta=arguments.delta,
+        prior=arguments.prior,
+        model=model,
+        update=given,
+        clip=arguments.clip,
+        records=arguments.records,
+    )
+    title = f"noise {arguments.noise:g} over {arguments.steps} steps at rate {arguments.rate:g}"
+    return show_finding(found.finding(title), arguments)
 
 
 def _batch(ids: Sequence[int], arguments: argparse.Namespace, marks: Sequence[int]) -> list[list[int]]:

@@ -54,6 +54,21 @@ def add_update(parser: Parser) -> None:
     _add_report(parser)
 
 
+def add_privacy(parser: Parser) -> None:
+    """Add what `winnow audit privacy` takes."""
+    add = parser.add_argument
+    add("--noise", type=real, required=True, metavar="S", help="noise multiplier: sigma over the clip norm")
+    add("--rate", type=real, default=1.0, metavar="Q", help="share of the records in a step (1)")
+    add("--steps", type=positive, default=1, metavar="T", help="noisy steps in all (1)")
+    add("--delta", type=real, default=1e-5, metavar="D", help="mass that epsilon need not cover (1e-5)")
+    add("--prior", type=real, default=0.1, metavar="P", help="chance of a right guess beforehand (0.1)")
+    add("--update", type=Path, metavar="FILE", help="measure the noise in this update, in safetensors")
+    add("--base", metavar="MODEL", help="with --update: the model that it changes (pico)")
+    add("--clip", type=real, metavar="C", help="with --update: the norm each record was cut to")
+    add("--records", type=positive, metavar="B", help="with --update: records in the mean")
+    _add_report(parser)
+
+
 def add_attention(parser: Parser) -> None:
     """Add what `winnow audit attention MODEL` takes."""
     add = parser.add_argument

@@ -32,7 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdin.reconfigure(errors="surrogateescape")  # the tokenizer names the place that is not UTF-8
     options = request(arguments)
     template = find_template(open_checkpoint(arguments).directory)
-    engine = open_engine(arguments, None if arguments.dense else arguments.plan or "auto")
+    plan = None if arguments.dense else arguments.plan or "auto"
+    engine = open_engine(arguments, plan, constant_work=arguments.constant_work)
     conversation = Conversation(
         engine, template, options, system=arguments.system, began=datetime.datetime.now()
     )

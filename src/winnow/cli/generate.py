@@ -21,9 +21,8 @@ def run(arguments: argparse.Namespace) -> int:
     options = request(arguments)
     prompt = _prompt(arguments)
     plan = None if arguments.dense else arguments.plan or "auto"
-    engine = open_engine(arguments, plan, arguments.device, arguments.kv, read_context(arguments))
-    if arguments.constant_work and engine.plan is not None:  # dense, it is constant
-        engine.decoder.level(engine.plan)
+    context = read_context(arguments)
+    engine = open_engine(arguments, plan, arguments.device, arguments.kv, context, arguments.constant_work)
     pieces = list(_shown(engine.run(prompt, options), quiet=arguments.json))
     stats = engine.last_stats
     assert stats is not None

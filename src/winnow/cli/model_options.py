@@ -151,6 +151,7 @@ def add_chat(parser: Parser) -> None:
     """Add what `winnow chat` takes."""
     parser.add_argument("--system", default="", metavar="TEXT", help="what the model is told beforehand")
     add_sampling(parser, max_tokens=256, temperature=0.7, top_p=0.95)
+    add_constant_work(parser)
     add_model_options(parser)
     parser.set_defaults(ignore_eos=False, logprobs=False)
 

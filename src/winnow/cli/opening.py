@@ -28,6 +28,7 @@ def open_engine(
     device: str = "cpu",
     kv: str = "dense",
     context: StreamingContext | None = None,
+    constant_work: bool = False,
 ) -> Engine:
     """Return the engine for MODEL with `plan`: "auto", a path, or None for dense; says where `kv` is in vain.
 
@@ -49,6 +50,7 @@ def open_engine(
         kv=kv,
         head_dtype=arguments.head_dtype,
         context="exact" if context is None else context,
+        constant_work=constant_work,
     )
     if engine.kv.is_lazy and not (engine.plan and engine.plan.has_heads) and not arguments.quiet:
         say(f"{NO_LAZY}; take a plan that leaves heads out.")

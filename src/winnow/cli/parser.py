@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from winnow.cli.audit_options import add_attention, add_gradients, add_timing, add_update
+from winnow.cli.audit_options import add_attention, add_gradients, add_privacy, add_timing, add_update
 from winnow.cli.data_options import add_lstsq, add_search, add_two_layer
 from winnow.cli.line import Command, Group, read_line
 from winnow.cli.model_options import (
@@ -46,6 +46,9 @@ AUDITS = {
     "attention": Command("say which text a file of attention maps gives away", ("[MODEL]",), add_attention),
     "timing": Command(
         "say whether times or active neurons reveal a prompt's topic", ("[MODEL]",), add_timing
+    ),
+    "privacy": Command(
+        "say what noise is worth, to who sees updates and to who sees the final model", (), add_privacy
     ),
 }
 

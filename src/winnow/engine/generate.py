@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,10 +109,12 @@ class Engine:
         threads: int,
         kv: KvPolicy = KV_POLICIES["dense"],
         context: StreamingContext | None = None,
+        constant_work: bool = False,
     ) -> None:
         self.weights = weights
         self.kv = kv
         self.context = context
+        self.constant_work = constant_work
         self.tokenizer = tokenizer
         self.cpu = open_cpu(threads)
         self.prefill = Prefill(weights, self.cpu)
@@ -126,6 +128,8 @@ class Engine:
         self.plan = plan
         layers = plan.layers if plan else (None,) * self.weights.config.n_layers
         self.decoder = Decoder(self.weights, layers, self.cpu, plan.heads if plan else (), self.kv)
+        if self.constant_work and plan is not None:  # dense, it is constant
+            self.decoder.level(plan)
         self.streaming = None if self.context is None else Stream(self.prefill, self.decoder, self.context)
 
     def generate(  # noqa: PLR0913 (a public verb: the names its users expect)
@@ -307,6 +311,7 @@ def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
     kv: str = "dense",
     head_dtype: str | None = None,
     context: str | StreamingContext = "exact",
+    constant_work: bool = False,
 ) -> Engine:
     """Load a checkpoint directory, bundled name or hub id (left out: pico) and return an Engine.
 
@@ -316,17 +321,16 @@ def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
     `kv` matters to plans that leave heads out: "lazy" computes a head's keys and values when it is selected.
     `context`: "exact" keeps every key and value, up to the model's positions; "streaming", or a
     `StreamingContext` with its budget, goes on without end in constant memory, with a plan or without.
+    `constant_work` computes as many neurons in every step, so that its time tells less of the text; same
+    tokens, slower, and not with a stream.
     Raises ModelError for a missing or broken model or plan, ResourceError for a device this machine lacks
     and, before a weight is read, for more memory than is free.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
-    if head_dtype is not None and head_dtype not in DTYPES:
-        raise UsageError(f"head_dtype is {head_dtype!r}; expected one of {', '.join(DTYPES)}.")
-    if kv not in KV_POLICIES:
-        raise UsageError(f"kv is {kv!r}; expected one of {', '.join(KV_POLICIES)}.")
-    if isinstance(context, str) and context not in CONTEXTS:
-        raise UsageError(f"context is {context!r}; expected one of {', '.join(CONTEXTS)}.")
+    _check_one_of("dtype", dtype, DTYPES)
+    _check_one_of("head_dtype", dtype if head_dtype is None else head_dtype, DTYPES)
+    _check_one_of("kv", kv, KV_POLICIES)
+    if isinstance(context, str):
+        _check_one_of("context", context, CONTEXTS)
     streams = CONTEXTS[context] if isinstance(context, str) else context
     if device != "cpu":
         raise ResourceError(f"device is {device!r}; this version runs on the CPU. Use device='cpu'.")
@@ -340,6 +344,8 @@ def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
     opened = None
     if plan_path:
         opened = open_plan(Path(plan_path), checkpoint.config, checkpoint.content_hash(), dtype)
+    if streams is not None and constant_work:
+        raise UsageError("steps of a stream have no constant work; expected one of the two. Leave one out.")
     if streams is not None:
         streams.check_fits(opened, KV_POLICIES[kv])
         streams.kind(checkpoint.config)
@@ -349,4 +355,9 @@ def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
     weights = load_weights(
         checkpoint, held, head_dtype=held_head, by_head=opened is not None and opened.has_heads
     )
-    return Engine(weights, tokenizer, opened, n_threads, KV_POLICIES[kv], streams)
+    return Engine(weights, tokenizer, opened, n_threads, KV_POLICIES[kv], streams, constant_work)
+
+
+def _check_one_of(name: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{name} is {value!r}; expected one of {', '.join(known)}.")

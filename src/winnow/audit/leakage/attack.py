@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from winnow.audit.families import check_vocabulary
 from winnow.audit.front import Front
-from winnow.audit.leakage.batches import stacked
+from winnow.audit.leakage.batches import error_of, stacked
 from winnow.audit.leakage.candidates import Filter
 from winnow.audit.leakage.ends import end_texts, plain_texts
 from winnow.audit.leakage.search import Tree, grow
@@ -25,7 +25,6 @@ from winnow.audit.leakage.spans import Span, read_span
 from winnow.base.errors import ModelError, ResourceError
 
 BLOCK = 32  # positions filtered at a time, where their number is not known
-SUMMED_ROWS = 512
 CERTIFIED = 1e-2  # relative error up to which found texts count as shown
 
 
@@ -35,7 +34,8 @@ class Recovery:
     """What an attack found. `certificate` is a relative error, None where no gradient could be recomputed.
 
     `reason` says in one sentence why nothing, or not all, was found; "" where nothing stood in the way.
-    `n_candidates` are (token, position) pairs, `n_tried` rows of the search.
+    `n_candidates` are (token, position) pairs, `n_tried` rows of the search. `is_complete` is False where
+    positions or tokens have a gradient that no found text explains.
     """
 
     texts: tuple[tuple[int, ...], ...]
@@ -46,11 +46,12 @@ class Recovery:
     n_tried: int
     seconds: float
     reason: str
+    is_complete: bool = True
 
     @property
     def is_certified(self) -> bool:
-        """Whether the found texts make the observed gradient."""
-        return self.certificate is not None and self.certificate <= CERTIFIED
+        """Whether the found texts make the observed gradient and explain all of its rows."""
+        return self.is_complete and self.certificate is not None and self.certificate <= CERTIFIED
 
 
 @runtime_checkable
@@ -165,10 +166,12 @@ def _ended(
     started: float,
 ) -> Recovery:
     ended = end_texts(model, front.layout, tree, gradients)
-    certificate = None if ended is None else _error(ended.gradients, gradients)
+    certificate = None if ended is None else error_of(ended.gradients, gradients)
     reason = "" if tree.tokens else "no text's inputs lie in the spans"
     if tree.tokens and ended is None:
         reason = "the head's gradient does not tell the ends: last tokens and repetitions are not known"
+    missing = _unreached(front, tree, gradients)
+    reason = missing if tree.tokens and missing else reason
     return Recovery(
         plain_texts(tree) if ended is None else ended.texts,
         ended is not None,
@@ -178,19 +181,31 @@ def _ended(
         tree.tried,
         time.perf_counter() - started,
         reason,
+        is_complete=not missing,
     )
 
 
-def _error(made: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> float:
-    """Return |made - observed| / |observed| over what was made."""
-    off = sum(_squared(made[name] - observed[name]) for name in made)
-    whole = sum(_squared(observed[name]) for name in made)
-    return (off / whole) ** 0.5 if whole else 1.0
+def _unreached(front: Front, tree: Tree, gradients: Mapping[str, Tensor]) -> str:
+    """Say which positions or tokens have a gradient that no text of `tree` explains; "" for none.
 
-
-def _squared(x: Tensor) -> float:
-    """Return |x|^2 in float64, a few rows at a time: an embedding's gradient would be copied twice."""
-    return sum(float(rows.double().square().sum()) for rows in x.split(SUMMED_ROWS))
+    Rows of an embedding are sums of their own tokens alone: they show what is lost in the rounding of a map's
+    gradient, as where the model is all but certain of a last token.
+    """
+    reached = max((len(tree.path(leaf)) for leaf in tree.leaves), default=0)
+    n_positions = position_rows(front, gradients) or reached
+    if reached < n_positions:
+        return (
+            f"{n_positions} positions have a gradient, the texts found reach {reached}: what stands behind "
+            "is below the rounding of the first layer's gradient"
+        )
+    tokens = token_rows(front, gradients)
+    lost = set() if tokens is None else set(tokens.tolist()) - set(tree.tokens)
+    if lost:
+        return (
+            f"{len(lost)} tokens have a gradient and stand in no text found: their inputs are below the "
+            "rounding of the first layer's gradient"
+        )
+    return ""
 
 
 def _nothing(reason: str, ranks: tuple[int, ...], started: float) -> Recovery:

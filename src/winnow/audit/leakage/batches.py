@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from winnow.base.errors import UsageError
 
+SUMMED_ROWS = 512
 IGNORED = -100  # the label of what has none, in torch and transformers
 
 Texts = Sequence[Sequence[int]]
@@ -60,3 +61,15 @@ def stacked(gradients: Mapping[str, Tensor], maps: Sequence) -> Tensor | None:
     if any(place.weight not in gradients for place in maps):
         return None
     return torch.cat([place.matrix(gradients) for place in maps], 1)
+
+
+def error_of(made: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> float:
+    """Return |made - observed| / |observed| over what was made."""
+    off = sum(_squared(made[name] - observed[name]) for name in made)
+    whole = sum(_squared(observed[name]) for name in made)
+    return (off / whole) ** 0.5 if whole else 1.0
+
+
+def _squared(x: Tensor) -> float:
+    """Return |x|^2 in float64, a few rows at a time: an embedding's gradient would be copied twice."""
+    return sum(float(rows.double().square().sum()) for rows in x.split(SUMMED_ROWS))

@@ -7,8 +7,9 @@ so are the last states h_n and the probabilities p_n after every beginning n, an
 
 with c the loss's scale and w_n how many texts begin so. The rows of tokens that are nobody's label or input,
 nearly all of them, give c w_n by least squares. w_n less the weights of its continuations is how many texts
-end behind n, even where others go on (a text that begins another), and w_n = 2 is a duplicate. What the rows
-then lack are the last labels.
+end behind n, even where others go on (a text that begins another), and w_n = 2 is a duplicate. As no text
+ends less than never, a w_n that the rows hardly tell, p_n being all but certain, is told by its neighbours.
+What the rows then lack are the last labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,16 +18,20 @@ from typing import final
 
 import torch
 from jaxtyping import Float, Float64, Int64
+from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from winnow.audit.families import Layout
-from winnow.audit.leakage.batches import padded
+from winnow.audit.leakage.batches import error_of, padded
 from winnow.audit.leakage.search import Tree
 
 ORDINARY_ROWS = 8192
 LABELLED = 20.0  # times the usual size, against what a row should be: it is somebody's label
 OUTLIER = 5.0  # times the median of what a fit leaves: so is this
+FAINTEST = 1e-30  # a chance below which float32 holds no digits of a row's gradient
+MOST_DOUBTS = 8  # leaves that are tried though the fit gives them no text
 FITS = 8
+SOLVED = 1e-14  # of a gram matrix's largest eigenvalue: below is rounding
 WHOLE = 0.25  # how far a weight may be from a whole number
 SETTLED = 4  # rounds in which the last tokens of a tied head settle
 
@@ -68,7 +73,32 @@ def end_texts(model: nn.Module, layout: Layout, tree: Tree, gradients: Mapping[s
             ends[parent] -= counts[node]
     if bool((ends < 0).any()) or not bool((ends > 0).any()):
         return None
-    return _with_last_tokens(run, observed, counts, ends, unit)
+    best = _with_last_tokens(run, observed, counts, ends, unit)
+    for leaf in [leaf for leaf in tree.leaves if not counts[leaf]][:MOST_DOUBTS]:
+        ended = _moved(tree, counts, ends, leaf)
+        if ended is not None:
+            tried = _with_last_tokens(run, observed, *ended, unit)
+            if error_of(tried.gradients, gradients) < error_of(best.gradients, gradients):
+                best, (counts, ends) = tried, ended
+    return best
+
+
+def _moved(tree: Tree, counts: Tensor, ends: Tensor, leaf: int) -> tuple[Tensor, Tensor] | None:
+    """Return counts and ends with one text that ended on the way to `leaf` going on to it; None without one.
+
+    The leaf was found, yet the fit gives it nothing: its next token may be all but certain, or it is no
+    text's. The gradient decides.
+    """
+    counts, ends = counts.clone(), ends.clone()
+    node = leaf
+    while node >= 0 and not ends[node]:
+        counts[node] += 1
+        node = tree.parents[node]
+    if node < 0:
+        return None
+    ends[node] -= 1
+    ends[leaf] += 1
+    return counts, ends
 
 
 @final
@@ -132,10 +162,11 @@ def _weights(run: _Run, observed: Float[Tensor, "V D"], is_tied: bool) -> tuple[
     rows = ordinary.nonzero().squeeze(1)
     rows = rows[:: max(len(rows) // ORDINARY_ROWS, 1)]
     chances, observed = chances[:, rows].double(), observed[rows].double()  # from here on, of these rows
-    rows = torch.arange(len(rows))
+    rows = (chances.sum(0) > FAINTEST).nonzero().squeeze(1)
     expected = (chances.mT @ run.states).norm(dim=1)
     sizes = observed.norm(dim=1) / expected.clamp(min=1e-300)
-    rows = rows[sizes <= LABELLED * sizes.median()] if len(rows) else rows
+    rows = rows[sizes[rows] <= LABELLED * sizes[rows].median()] if len(rows) else rows
+    lineage = _lineage(run.tree)
     weights = torch.zeros(0)
     for _ in range(FITS):
         if len(rows) < 2:
@@ -144,13 +175,38 @@ def _weights(run: _Run, observed: Float[Tensor, "V D"], is_tied: bool) -> tuple[
         shares, seen = chances[:, rows] / scales, observed[rows] / scales[:, None]
         gram = (shares @ shares.mT) * (run.states @ run.states.mT)
         right = ((shares @ seen.to(shares)) * run.states).sum(1)
-        weights = torch.linalg.lstsq(gram, right[:, None], driver="gelsd").solution.squeeze(1)
+        try:
+            weights = lineage @ _ends(lineage.mT @ gram @ lineage, lineage.mT @ right)
+        except RuntimeError:  # no end in 3 N steps: these are no weights of texts
+            return None
         off = (seen - (shares.mT * weights) @ run.states).norm(dim=1)
         stays = off <= OUTLIER * off.median() + 1e-6 * seen.norm(dim=1).median()
         if bool(stays.all()):
             break
         rows = rows[stays]
     return _whole(weights)
+
+
+def _lineage(tree: Tree) -> Float64[Tensor, "N N"]:
+    """Return which nodes (rows) a text that ends behind a node (columns) passes through."""
+    through = torch.eye(len(tree.tokens), dtype=torch.float64)
+    for node, parent in enumerate(tree.parents):
+        if parent >= 0:
+            through[:, node] += through[:, parent]
+    return through
+
+
+def _ends(gram: Float64[Tensor, "N N"], right: Float64[Tensor, " N"]) -> Float64[Tensor, " N"]:
+    """Return how many texts end behind each node: the least squares that are not negative.
+
+    A node whose next token is all but certain has next to no weight of its own. What ends behind it is told
+    by those before it, through which the same texts pass.
+    """
+    values, vectors = torch.linalg.eigh(gram)
+    stays = values > SOLVED * values[-1]
+    roots = values[stays].sqrt()
+    rows = (roots[:, None] * vectors[:, stays].mT).numpy()
+    return torch.from_numpy(nnls(rows, ((vectors[:, stays].mT @ right) / roots).numpy())[0])
 
 
 def _whole(weights: Float64[Tensor, " N"]) -> tuple[Tensor, float] | None:

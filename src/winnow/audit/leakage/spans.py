@@ -24,6 +24,9 @@ SLACK = 1.1  # on the edge, whose fluctuation is of order D^(-2/3)
 TILT = 9.0  # times the tilt that is expected; squared lengths
 ROUNDING = 1e-9  # of a row's squared length: its own arithmetic in float32
 CLEAN = 1e-10  # of the largest eigenvalue: below, a gap is one of arithmetic
+WIDE = 100.0  # a gap between neighbouring eigenvalues that says: all noise is arithmetic's own
+STEP = 9.0  # the least such gap behind a direction that counts; those of rounding stay below 2.5
+SOLID = 10.0  # times what is told from nothing: from there on a gap is no accident of the solver
 RESOLVED = 1e-16  # of the largest eigenvalue: what float64 tells from nothing
 
 
@@ -101,7 +104,7 @@ def read_span(gradient: Float[Tensor, "D M"], noise: float | None = None) -> Spa
 
     Left out, tau is what the eigenvalues behind the rank leave. Costs one symmetric eigenproblem of width D
     in float64. The rank is the least R whose remaining eigenvalues are within the edge of noise,
-    ``tau^2 (sqrt M + sqrt(D - R))^2``, or where float32's own rounding is all the noise, the widest gap.
+    ``tau^2 (sqrt M + sqrt(D - R))^2``, or where float32's own rounding is all the noise, the last gap.
     """
     matrix = gradient.double()
     width, n_columns = matrix.shape
@@ -137,9 +140,11 @@ def _rank(
     taus = np.sqrt(np.maximum(left, floor) / (np.arange(width, 0, -1) * beside))
     gaps = np.log(np.maximum(values[:-1], floor) / np.maximum(values[1:], floor))
     gaps[values[1:] > CLEAN * values[0]] = 0.0
-    widest = int(np.argmax(gaps))
-    if gaps[widest] > math.log(100.0):
-        return widest + 1, float(taus[widest + 1])
+    if gaps.max() > math.log(WIDE):
+        # A token whose successor is all but certain has a direction far below the widest gap.
+        gaps[values[:-1] < SOLID * floor] = 0.0
+        rank = int(np.flatnonzero(gaps > math.log(STEP))[-1]) + 1
+        return rank, float(taus[rank])
     edges = taus**2 * (np.sqrt(beside) + np.sqrt(np.arange(width, 0, -1))) ** 2
     beyond = np.flatnonzero(values <= SLACK * edges)
     rank = int(beyond[0]) if len(beyond) else width
