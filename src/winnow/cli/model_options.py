@@ -64,6 +64,12 @@ def add_context(parser: Parser) -> None:
         choices=("on", "off", "zero"),
         help="with streaming: clusters speak (on, default), are forgotten, or weigh and say nothing",
     )
+    add(
+        "--position",
+        choices=("clamp", "cache"),
+        help="with streaming: old tokens of a rotary model stand at the trained length (default), or right "
+        "behind the window",
+    )
 
 
 def add_constant_work(parser: Parser) -> None:

@@ -59,7 +59,7 @@ def open_engine(
 
 def read_context(arguments: argparse.Namespace) -> StreamingContext | None:
     """Return the budget that the options name, None for an exact context; refuses a budget for that."""
-    names = ("window", "heavy", "sinks", "clusters", "remainder")
+    names = ("window", "heavy", "sinks", "clusters", "remainder", "position")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.context == "streaming":
         return StreamingContext(**given)

@@ -8,6 +8,7 @@ import torch
 from tests.cli.checkpoint import N_POSITIONS, write
 from tests.engine.predictors import gates, head_predictors, low_rank
 from tests.engine.tiny import VARIANTS, VOCAB_SIZE, save, tiny_model
+from winnow.attention import StreamingCache, register
 from winnow.attention.streaming import Rotation
 from winnow.base.errors import UsageError
 from winnow.base.rng import generator
@@ -138,6 +139,30 @@ def test_a_prompt_beyond_the_models_positions_is_read(directory):
     assert engine.generate([5] * (N_POSITIONS + 100), max_tokens=2, ignore_eos=True).stats.read_tokens == 260
 
 
+@pytest.mark.parametrize("position", ["clamp", "cache"])
+def test_a_rotary_stream_says_what_transformers_says_with_the_same_states(position, opened):
+    weights, ids = opened("llama-grouped"), drawn_ids(450)
+    stream = streamed(weights, dataclasses.replace(SMALL, position=position))
+    past = stream.start()
+    register()
+    with torch.inference_mode():
+        got = stream.read(ids, past)
+        model = tiny_model(NAMED["llama-grouped"], generator(1)).float()
+        model.set_attn_implementation("winnow_streaming")
+        told = model(ids[None], past_key_values=StreamingCache(model.config, stream.kind), use_cache=True)
+    torch.testing.assert_close(torch.from_numpy(got), told.logits[0, -1], rtol=1e-3, atol=1e-3)
+
+
+def test_old_tokens_stand_behind_the_window_or_at_the_trained_length(opened):
+    config = opened("llama-grouped").config
+    clamp, cache = (
+        dataclasses.replace(SMALL, position=each).kind(config).options for each in ("clamp", "cache")
+    )
+    assert clamp.shift(1000) == 1001 - config.n_positions
+    assert cache.shift(1000) == 1001 - cache.held
+    assert cache.shift(cache.held - 1) == clamp.shift(cache.held - 1) == 0
+
+
 def test_learned_positions_stop_at_the_last_one(opened):
     config = opened("opt").config
     assert [learned_position(config, at) for at in (0, 319, 320, 10**6)] == [0, 319, 319, 319]
@@ -175,6 +200,10 @@ def test_what_cannot_stream_is_refused_at_the_gate(opened, directory):
         load(directory, context=StreamingContext(window=97))
     with pytest.raises(UsageError, match="at least 1"):
         StreamingContext(window=0)
+    with pytest.raises(UsageError, match="expected one of clamp, cache"):
+        StreamingContext(position="absolute")
+    with pytest.raises(UsageError, match="--position cache is for rotary models"):
+        dataclasses.replace(SMALL, position="cache").kind(weights.config)
     with pytest.raises(UsageError, match="expected one of exact, streaming"):
         load(directory, context="endless")
     engine = load(directory, context=SMALL)

@@ -19,9 +19,9 @@ class StreamingContext:
     """What each layer keeps of a sequence, in tokens per kv head; see `winnow.attention.streaming`.
 
     The first `sinks`, the latest `window` and the `heavy` heaviest keys stay exact, the others are
-    `clusters`. `remainder` "off" forgets those, "zero" lets them weigh and say nothing. Old tokens stand no
-    farther from a rotary model than the positions it was trained for; in a model with learned positions all
-    tokens beyond its last position stand there.
+    `clusters`. `remainder` "off" forgets those, "zero" lets them weigh and say nothing. In a rotary model old
+    tokens stand no farther than the positions it was trained for (`position` "clamp"), or right behind the
+    window ("cache"); in a model with learned positions all tokens beyond its last position stand there.
     """
 
     window: int = 1024
@@ -29,9 +29,12 @@ class StreamingContext:
     sinks: int = 4
     clusters: int = 64
     remainder: str = "on"
+    position: str = "clamp"
 
     def __post_init__(self) -> None:
         """Refuse budgets that no state can have, whatever the model."""
+        if self.position not in (known := ("clamp", "cache")):
+            raise UsageError(f"position is {self.position!r}; expected one of {', '.join(known)}.")
         self._options(None, 0)
 
     def kind(self, config: ModelConfig) -> Streaming:
@@ -50,6 +53,11 @@ class StreamingContext:
             raise UsageError(
                 f"The window is {self.window} tokens and a block of {BLOCK}, the model has "
                 f"{config.n_positions} positions; give --window at most {config.n_positions - BLOCK}."
+            )
+        if config.rope is None and self.position == "cache":
+            raise UsageError(
+                "The model has learned positions, which lie in its keys and cannot be moved; "
+                "--position cache is for rotary models. Use --position clamp."
             )
         if config.rope is None:
             return self.any_length()
@@ -82,7 +90,7 @@ class StreamingContext:
             remainder=self.remainder,
             block=BLOCK,
             reservoir=2,  # the least: nothing is certified here
-            position="absolute" if rotation is None else "clamp",
+            position="absolute" if rotation is None else self.position,
             rotation=rotation,
             trained=None if rotation is None else trained,
         )
