@@ -7,7 +7,8 @@ The GPT-2 shape has random weights and a byte-level BPE of 50,257 tokens trained
 and 25 tokens from random places of HELDOUT. WORK keeps the tokenizer and every batch that is done, so that
 an interrupted run goes on; empty it when the attack has changed. `recovery` counts shares, which a busy
 machine does not disturb; `timing` wants a quiet one and takes under a minute. Each writes its own part of
-audit-gradients.json. Seconds are the attack's own, the certificate included, the gradient not.
+audit-gradients.json; with `--model` the rows of the other model stay as they were, and every row says at
+which commit it was measured. Seconds are the attack's own, the certificate included, the gradient not.
 """
 
 import argparse
@@ -24,23 +25,23 @@ from torch import Tensor
 from winnow.audit.leakage import gradients_of, load_model, score, span_attack
 from winnow.audit.leakage.audit import run_controls
 from winnow.base.progress import Progress
+from winnow.base.timing import commit
 from winnow.engine.tokenizer import Tokenizer
 
 PICO = ROOT / "src/winnow/zoo/pico"
+MODELS = ("gpt2 shape", "pico")
 LONGEST = 48
 BATCHES = {1: 56, 8: 40, 16: 40, 32: 6}  # texts in a batch: batches; 1,016 texts in those of 1 to 16
 TIMED = {1: 5, 8: 3, 16: 3}
 
 
-def models(arguments: argparse.Namespace) -> dict[str, tuple[torch.nn.Module, Tensor]]:
-    """Return each model with the held-out books in its tokens."""
+def opened(name: str, arguments: argparse.Namespace) -> tuple[torch.nn.Module, Tensor]:
+    """Return the model of that name with the held-out books in its tokens."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in books_of(arguments.heldout))
+    if name == "pico":
+        return load_model(PICO), torch.tensor(Tokenizer.open(PICO).encode(text, special=False))
     pairs = byte_pairs(arguments.corpus, arguments.work / "tokenizer.json").encode(text).ids
-    own = Tokenizer.open(PICO).encode(text, special=False)
-    return {
-        "gpt2 shape": (shape_of_gpt2(), torch.tensor(pairs)),
-        "pico": (load_model(PICO), torch.tensor(own)),
-    }
+    return shape_of_gpt2(), torch.tensor(pairs)
 
 
 def attacked(model: torch.nn.Module, texts: list[list[int]]) -> dict:
@@ -60,12 +61,17 @@ def attacked(model: torch.nn.Module, texts: list[list[int]]) -> dict:
     }
 
 
-def recovery(arguments: argparse.Namespace) -> dict:
+def recovery(arguments: argparse.Namespace, before: dict) -> dict:
     """Return shares of the texts read back, by model and size of the batch."""
     kept = Kept(arguments.work / "recovery.jsonl")
     plan = [(n_texts, number) for n_texts, n in BATCHES.items() for number in range(n)]
-    rows, controls = [], {}
-    for name, (model, ids) in models(arguments).items():
+    others = [row for row in before.get("rows", []) if row["model"] not in arguments.model]
+    rows = [{"commit": before["machine"]["commit"]} | row for row in others]
+    controls = {
+        name: found for name, found in before.get("controls", {}).items() if name not in arguments.model
+    }
+    for name in arguments.model:
+        model, ids = opened(name, arguments)
         progress = Progress(name, len(plan))
         progress.start_at(sum(row["model"] == name for row in kept.rows))
         for done, (n_texts, number) in enumerate(plan, 1):
@@ -75,7 +81,9 @@ def recovery(arguments: argparse.Namespace) -> dict:
             progress.update(done, f"{n_texts} texts")
         held = run_controls(model, seed=0)
         controls[name] = {"planted_found": held.planted_found, "noise_found": held.noise_found}
-        rows += [_row(name, n_texts, [r for r in kept.rows if r["model"] == name]) for n_texts in BATCHES]
+        done = [row for row in kept.rows if row["model"] == name]
+        rows += [_row(name, n_texts, done) | {"commit": commit()} for n_texts in BATCHES]
+    rows.sort(key=lambda row: list(MODELS).index(row["model"]))
     is_void = not all(each["planted_found"] and not each["noise_found"] for each in controls.values())
     return {"controls": controls, "rows": rows, "void": is_void}
 
@@ -102,9 +110,9 @@ def _row(name: str, n_texts: int, done: Sequence[dict]) -> dict:
     }
 
 
-def timing(arguments: argparse.Namespace) -> dict:
+def timing(arguments: argparse.Namespace, before: dict) -> dict:
     """Return the median seconds of an attack on the GPT-2 shape, by size of the batch."""
-    model, ids = models(arguments)["gpt2 shape"]
+    model, ids = opened("gpt2 shape", arguments)
     attacked(model, batch_of(ids, 1, 0))  # the first pays for cold caches
     rows = []
     for n_texts, n_batches in TIMED.items():
@@ -134,12 +142,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="a folder of .txt books")
     parser.add_argument("--heldout", type=Path, required=True, help="a folder of other .txt books")
     parser.add_argument("--work", type=Path, required=True, help="a folder outside of the repository")
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS), help="with recovery")
     arguments = parser.parse_args(argv)
     arguments.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(THREADS)
-    measured = parts[arguments.part](arguments)
     target = RESULTS / "audit-gradients.json"
     before = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    measured = parts[arguments.part](arguments, before.get(arguments.part, {}))
     now = machine()
     is_void = measured.pop("void", False)
     result = before | {"machine": now, arguments.part: {"machine": now} | measured}
