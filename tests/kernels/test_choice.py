@@ -68,7 +68,7 @@ def test_without_a_compiler_levels_are_refused():
 
 
 def test_measures_a_bandwidth(cpu):
-    assert 1e8 < read_bandwidth(cpu, 1 << 22, 0.01) < 1e13
+    assert 1e6 < read_bandwidth(cpu, 1 << 22, 0.01) < 1e13  # bytes a second, on a crowded machine too
 
 
 @pytest.mark.parametrize(("n_bytes", "seconds"), [(0, 1.0), (1 << 19, 1.0), (1 << 20, 0.0), (1 << 20, -1.0)])
