@@ -21,6 +21,7 @@ from winnow.engine.checkpoint import Checkpoint
 from winnow.engine.model import Heads, forward
 from winnow.engine.sparsity import windows
 from winnow.engine.sparsity.fidelity import divergence
+from winnow.engine.sparsity.predictor import fit_heads, head_energies
 from winnow.engine.sparsity.sparse_heads import silenced
 from winnow.engine.tokenizer import Tokenizer
 from winnow.engine.weights import Layer, Weights
@@ -28,7 +29,6 @@ from winnow.engine.weights import Layer, Weights
 DENSITIES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 FITTED_TOKENS, JUDGED_TOKENS = 24_000, 8_000
 PRICED_SHARE = 0.15  # of a layer's heads, left out to learn what they cost
-RIDGE = 1e-3
 
 # (layer, what its attention reads, energies of its heads) -> which are kept
 Choice = Callable[[int, Float[Tensor, "T D"], Float[Tensor, "T K"]], Bool[Tensor, "T K"]]
@@ -40,12 +40,6 @@ class Study:
 
     weights: Weights
     judged: list[Tensor]
-
-    def energies(self, layer: Layer, mixed: Float[Tensor, "T K sharers E"]) -> Float[Tensor, "T K"]:
-        """Return the squared norm of each kv head's part of the attention's output."""
-        said = mixed.flatten(2)
-        matrix = layer.out.matrix.weight.unflatten(1, said.shape[1:])  # D, K, inputs of a kv head
-        return torch.stack([(said[:, k] @ matrix[:, k].T).square().sum(-1) for k in range(said.shape[1])], 1)
 
     def logits(self, ids: Tensor, heads: Heads) -> Tensor:
         cache = KvCache(self.weights.config, len(ids), self.weights.cache_dtype)
@@ -59,7 +53,7 @@ class Study:
         def heads(index: int, layer: Layer, x: Tensor):
             def watch(mixed: Tensor) -> Tensor:
                 nonlocal kept_heads, n_heads
-                energies = self.energies(layer, mixed)
+                energies = head_energies(layer, mixed)
                 kept = keep(index, x, energies)
                 lost[index] += (energies * ~kept).sum().item()
                 kept_heads, n_heads = kept_heads + kept.sum().item(), n_heads + kept.numel()
@@ -88,37 +82,12 @@ class Study:
         return found
 
 
-def fitted(study: Study, texts: list[Tensor]) -> tuple[list[Callable[[Tensor], Tensor]], list[Tensor]]:
-    """Return, per layer, a ridge regression of the logarithm of energies, and those energies."""
-    seen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in study.weights.layers]
-
-    def heads(index: int, layer: Layer, x: Tensor):
-        def watch(mixed: Tensor) -> Tensor:
-            seen[index].append((x, study.energies(layer, mixed).clamp_min(1e-12).log()))
-            return mixed
-
-        return watch
-
-    for ids in texts:
-        study.logits(ids, heads)
-    maps, energies = [], []
-    for rows in seen:
-        x, y = (torch.cat(part) for part in zip(*rows, strict=True))
-        mean, level = x.mean(0), y.mean(0)
-        products = (x - mean).T @ (x - mean)
-        products += RIDGE * products.diagonal().mean() * torch.eye(len(products))
-        slope = torch.linalg.solve(products, (x - mean).T @ (y - level))
-        maps.append(lambda rows, mean=mean, level=level, slope=slope: level + (rows - mean) @ slope)
-        energies.append(y)
-    return maps, energies
-
-
 def rows(name: str, fit: list[Tensor], judged: list[Tensor]) -> Iterator[dict]:
     """Measure both ways to choose at each density."""
     study = Study(load_weights(Checkpoint.open(name), torch.float32), judged)
-    maps, energies = fitted(study, fit)
+    fits = fit_heads(study.weights, fit, lambda done: None)
     levels = [math.log(price) for price in study.prices()]
-    scores = torch.cat([(y + level).flatten() for y, level in zip(energies, levels, strict=True)])
+    scores = torch.cat([(each.said + level).flatten() for each, level in zip(fits, levels, strict=True)])
     for density in DENSITIES:
         bound = scores.quantile(1 - density)
 
@@ -126,7 +95,7 @@ def rows(name: str, fit: list[Tensor], judged: list[Tensor]) -> Iterator[dict]:
             return energies.log() + levels[index] > bound
 
         def predicted(index: int, x: Tensor, energies: Tensor, bound: Tensor = bound) -> Tensor:
-            return maps[index](x) + levels[index] > bound
+            return fits[index].predictor.scores(x) + levels[index] > bound
 
         for way, keep in (("oracle", oracle), ("predicted", predicted)):
             nats, same, share, _ = study.measure(keep)

@@ -7,6 +7,7 @@ from winnow.cli.opening import cut, open_checkpoint, open_engine, read_text
 from winnow.cli.show import quantity, share
 from winnow.engine.generate import Engine, torch_threads
 from winnow.engine.sparsity import CalibrationOptions, Lookahead, Plan, calibrate
+from winnow.engine.sparsity.calibrate import HEAD_SHARES
 from winnow.engine.sparsity.frontier import mlp_bytes
 from winnow.engine.sparsity.plan import FILE_NAME
 from winnow.engine.sparsity.resume import forget, partial_directory
@@ -20,6 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
         predictor=arguments.predictor,
         lookahead=Lookahead(arguments.lookahead),
         quiet=arguments.quiet,
+        heads=arguments.heads,
     )
     texts = [read_text(path) for path in arguments.text]
     checkpoint = open_checkpoint(arguments)
@@ -39,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     plan.save(out)
     forget(out)
+    if not arguments.quiet:
+        _say_of_heads(options, plan)
     print(f"{out}: {_measured(engine, plan)}")
     return 0
 
@@ -55,12 +59,22 @@ def _doubt(engine: Engine, texts: list[str]) -> None:
         say(f"warning: {warning}")
 
 
+def _say_of_heads(options: CalibrationOptions, plan: Plan) -> None:
+    """Say where leaving heads out did not go as one might think."""
+    found, shares = plan.provenance, ", ".join(f"{share:g}" for share in HEAD_SHARES)
+    if options.heads == "auto" and not plan.has_heads:
+        say(f"no share of the heads pays: with {shares} of them the plan misses the target; it keeps all.")
+    if plan.has_heads and found.measured_kld > found.target_kld:
+        say(f"the plan misses its target, as --heads {options.heads} asks; a larger share loses less.")
+
+
 def _measured(engine: Engine, plan: Plan) -> str:
     found = plan.provenance
+    heads = f"head density {share(found.measured_head_density)}, " if plan.has_heads else ""
     total_bytes = sum(mlp_bytes(layer.mlp) for layer in engine.weights.layers)
     return (
         f"KLD {found.measured_kld:.2g} nats on {found.validation_tokens} held-out tokens "
         f"(target {found.target_kld:g}), density {share(found.measured_density)}, "
-        f"recall {share(found.measured_recall)}, predictors {quantity(plan.n_bytes)} of the MLPs' "
+        f"recall {share(found.measured_recall)}, {heads}predictors {quantity(plan.n_bytes)} of the MLPs' "
         f"{quantity(total_bytes)} in bf16 ({share(plan.n_bytes / total_bytes)})"
     )

@@ -92,9 +92,10 @@ def _completion(pieces: Sequence[Piece], stats: Stats) -> dict[str, object]:
 
 
 def _summary(stats: Stats) -> str:
+    heads = f"heads {share(stats.head_density)}, " if stats.head_density < 1 else ""
     return (
         f"{stats.tokens_per_second:.1f} tokens/s, first after {stats.ttft_s:.2f} s, "
-        f"density {share(stats.mlp_density)}, {quantity(stats.bytes_per_token)} read per token"
+        f"density {share(stats.mlp_density)}, {heads}{quantity(stats.bytes_per_token)} read per token"
     )
 
 

@@ -108,10 +108,11 @@ def _mlp_bytes(config: ModelConfig) -> int:
 def show_plan(plan: Plan, config: ModelConfig, *, on_stderr: bool = False) -> None:
     """Print what a plan says of itself, layer by layer."""
     found = plan.provenance
+    heads = f"head density {share(found.measured_head_density)}, " if plan.has_heads else ""
     title = (
         f"plan: {found.predictor}, {found.lookahead}, for {', '.join(found.precisions)}; "
         f"KLD {found.measured_kld:.2g} nats (target {found.target_kld:g}), "
-        f"density {share(found.measured_density)}, recall {share(found.measured_recall)} "
+        f"density {share(found.measured_density)}, {heads}recall {share(found.measured_recall)} "
         f"on {found.validation_tokens} held-out tokens"
     )
     rows = [_cells(index, _layer(plan, index, config)) for index in range(len(plan.layers))]

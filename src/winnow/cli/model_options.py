@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from winnow.cli.line import Parser
-from winnow.cli.values import bias, engines, lengths, positive, real, whole
+from winnow.cli.values import bias, engines, heads, lengths, positive, real, whole
 
 PRECISIONS = ("fp32", "bf16", "int8", "int4")  # engine.generate.DTYPES, which importing torch would cost
 
@@ -190,6 +190,17 @@ def add_calibrate(parser: Parser) -> None:
         default="same-layer",
         help="from the MLP's own input (default), its attention's, or the MLP's of the layer below",
     )
+    add(
+        "--heads",
+        type=heads,
+        nargs="?",
+        default=1.0,
+        const="auto",
+        metavar="SHARE",
+        help="also leave heads out: every layer keeps this share of its kv heads, whatever that loses; "
+        "without a number the smallest of 0.5, 0.75 and 0.9 with which the plan keeps the target, if any",
+    )
+    add("--no-heads", dest="heads", action="store_const", const=1.0, help="compute every head (default)")
     add_limit(parser)
     add_model_options(parser, "fp32", among=("fp32", "bf16"))
 

@@ -2,6 +2,7 @@
 
 import argparse
 from itertools import pairwise
+from typing import Literal
 
 ENGINES = ("hf", "llama.cpp", "ctranslate2")
 GGUF_PRECISIONS = {"bf16": "bf16", "q8_0": "int8", "q4_0": "int4"}  # llama.cpp's names for Winnow's
@@ -37,6 +38,21 @@ def above_zero(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0 and finite")
     return number
+
+
+def heads(text: str) -> float | Literal["auto"]:
+    """Read a share of heads, or auto."""
+    if text == "auto":
+        return "auto"
+    try:
+        share = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no share of the heads; give MODEL before a bare --heads"
+        ) from None
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share of the heads, expected one between 0 and 1")
+    return share
 
 
 def not_negative(text: str) -> float:

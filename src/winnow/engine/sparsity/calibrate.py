@@ -6,10 +6,12 @@
     tune        per layer, fit further the rank that the budget points at, at its price
     choose      one exchange rate for all layers: the least bytes whose summed loss fits the target
     verify      the plan's own divergence on held-out windows; tighten or relax, and choose again
+    leave out   where it is asked for: the fewest heads that what is left of the target allows
 
 Losses of different layers add up: a divergence is quadratic in a small perturbation and the layers' errors
 are nearly uncorrelated. Where that is not so, `verify` sees it, and its figure is the one that counts. Each
-finished stage can be kept in a folder, from which an interrupted calibration goes on to the same bits.
+finished stage but the last can be kept in a folder, from which an interrupted calibration goes on to the same
+bits.
 """
 
 import hashlib
@@ -35,15 +37,15 @@ from winnow.engine.sparsity.frontier import (
     held_out,
     labelled,
     mlp_bytes,
+    typical,
 )
 from winnow.engine.sparsity.heldout import HeldOut, Measured
 from winnow.engine.sparsity.observe import LayerInputs, Observer
 from winnow.engine.sparsity.plan import Plan, Provenance
-from winnow.engine.sparsity.predictor import Lookahead, LowRankPredictor
+from winnow.engine.sparsity.predictor import HeadPredictor, Lookahead, LowRankPredictor, fit_heads
 from winnow.engine.sparsity.resume import Stages, packed, unpacked
 from winnow.engine.sparsity.sanity import label_warnings, length_warnings
 from winnow.engine.sparsity.search import Chosen, Ladders
-from winnow.engine.sparsity.sparse_mlp import LayerCounts
 from winnow.engine.weights import Weights
 
 MARGIN = 0.9  # a plan is held to this share of the target, since other text will differ
@@ -58,10 +60,11 @@ VALIDATION_TOKENS = 32_768  # more hold no surprises worth their time
 WEIGHING_SHARE = 0.3  # of the tokens read by observing, spent on weighing all layers together
 PROBE_WINDOWS = 8
 PROBE_TOKENS = 128  # of a window, at least, when layers are weighed
-TYPICAL_LOSS = 0.02  # of a layer's squared contributions: its divergence is measurable and small
 TUNING_FLOPS = 2e13  # for all layers; it bounds how many ranks are tuned in each
 TUNED_RANKS = 2  # in each layer, at most
 SAVE_EVERY_S = 120.0
+HEAD_TOKENS = 32_768  # from which predictors of heads are fitted
+HEAD_SHARES = (0.5, 0.75, 0.9)  # of the kv heads, tried in turn
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 PRECISIONS = ("fp32", "bf16", "int8", "int4")
 
@@ -72,7 +75,8 @@ class CalibrationOptions:
 
     `target_kld` is in nats per token; `max_predictor_share` bounds the predictors' bytes by the MLPs'.
     `sample_rows` bounds the rows kept of each layer, which are fewer in wide models.
-    `predictor` names one kind for all layers that gain by it, "auto" the best for each.
+    `predictor` names one kind for all layers that gain by it, "auto" the best for each. `heads` is the share
+    of kv heads that every layer keeps, whatever it loses; "auto" the smallest of a few that keeps the target.
     """
 
     target_kld: float = 0.001
@@ -82,12 +86,15 @@ class CalibrationOptions:
     sample_rows: int = 8192
     validation_share: float = 0.1
     effort: Effort = EFFORT
+    heads: float | Literal["auto"] = 1.0
     quiet: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a target that no plan can meet or that means nothing, and a gate that looks ahead."""
         if not 0 < self.target_kld < 10:
             raise UsageError(f"--target-kld is {self.target_kld}; expected nats per token, between 0 and 10.")
+        if self.heads != "auto" and not 0 < self.heads <= 1:
+            raise UsageError(f"--heads is {self.heads}; expected a share of the heads, between 0 and 1.")
         if self.predictor == "gate" and self.lookahead is not Lookahead.SAME:
             raise UsageError(
                 f"--predictor gate was asked with --lookahead {self.lookahead}; a gate is computed from the "
@@ -139,7 +146,8 @@ def calibrate(
     held = HeldOut(weights, validation, work.progress.update)
     if "low-rank" in kinds:
         fits = work.tune(fits, prices, seen)
-    best, measured = work.verify(fits, prices, held)
+    best, verified = work.verify(fits, prices, held)
+    heads, measured = work.leave_out(best, verified, held, training)
     provenance = Provenance(
         model_hash=model_hash,
         text_hash=text_hash,
@@ -150,10 +158,11 @@ def calibrate(
         measured_density=measured.overall.density,
         measured_recall=measured.overall.recall,
         validation_tokens=measured.tokens,
+        measured_head_density=measured.head_density,
         # What was measured in fp32 holds for the others, which add their rounding; not the other way round.
         precisions=PRECISIONS if weights.dtype == torch.float32 else PRECISIONS[1:],
     )
-    return Plan(provenance, tuple(c.predictor for c in best.choices), measured.layers)
+    return Plan(provenance, tuple(c.predictor for c in best.choices), measured.layers, heads)
 
 
 def _spread(texts: Sequence[Int64[Tensor, " _"]], n_tokens: int) -> list[Int64[Tensor, " _"]]:
@@ -173,7 +182,8 @@ def _text_hash(texts: Sequence[Int64[Tensor, " _"]]) -> str:
 def _binding(
     weights: Weights, model_hash: str, text_hash: str, options: CalibrationOptions
 ) -> dict[str, object]:
-    said = {k: v for k, v in asdict(options).items() if k != "quiet"}
+    # Heads come after all that is kept: nothing finished depends on them.
+    said = {k: v for k, v in asdict(options).items() if k not in ("quiet", "heads")}
     return {"model": model_hash, "text": text_hash, "dtype": DTYPES[weights.dtype], **said}
 
 
@@ -261,7 +271,7 @@ class _Calibration:
             return prices
         probe = HeldOut(self.weights, self._probes(training), lambda done: None)
         for index in range(len(prices), len(fits)):
-            choice = _typical(fits[index])
+            choice = typical(fits[index])
             alone = [choice.predictor if i == index else None for i in range(len(fits))]
             nats = probe.measure(alone).kld if choice.loss > 0 else 0.0
             prices.append(nats / choice.loss if choice.loss > 0 else 0.0)
@@ -336,10 +346,10 @@ class _Calibration:
         for number in range(2 * PROBES):
             chosen = ladders.choose(budget)
             if number < len(kept):
-                measured = _measured(kept[number])
+                measured = Measured.of_list(kept[number])
             else:
                 measured = held.measure([c.predictor for c in chosen.choices])
-                kept.append(_listed(measured))
+                kept.append(measured.listed)
                 self.stages.save("verified", {"count": torch.tensor(len(kept))}, kept)
             if measured.kld <= wanted and (best is None or chosen.n_bytes < best[0].n_bytes):
                 best = chosen, measured
@@ -353,6 +363,26 @@ class _Calibration:
             chosen = ladders.choose(0.0)
             best = chosen, held.measure([c.predictor for c in chosen.choices])
         return best
+
+    def leave_out(
+        self, best: Chosen, verified: Measured, held: HeldOut, training: Sequence[Int64[Tensor, " _"]]
+    ) -> tuple[tuple[HeadPredictor | None, ...], Measured]:
+        """Return predictors of heads, none where none are wanted or none hold, and what was measured of all.
+
+        With "auto" the whole plan is held to the target itself: what `MARGIN` left of it, heads may spend.
+        """
+        if self.options.heads == 1:
+            return (), verified
+        texts = _spread(training, HEAD_TOKENS)
+        self.show("fitting heads", len(texts))
+        fits = fit_heads(self.weights, texts, self.progress.update)
+        shares = HEAD_SHARES if self.options.heads == "auto" else (self.options.heads,)
+        for share in shares:
+            heads = tuple(fit.keeping(share) for fit in fits)
+            measured = held.measure([c.predictor for c in best.choices], heads)
+            if self.options.heads != "auto" or measured.kld <= self.options.target_kld:
+                return heads, measured
+        return (), verified
 
 
 def _starts(choices: Sequence[Choice], at: Chosen, price: float) -> list[LowRankPredictor]:
@@ -368,26 +398,3 @@ def _starts(choices: Sequence[Choice], at: Chosen, price: float) -> list[LowRank
         if isinstance(start, LowRankPredictor) and (not found or start.rank < found[-1].rank):
             found.append(start)
     return found[:TUNED_RANKS]
-
-
-def _typical(choices: Sequence[Choice]) -> Choice:
-    """Return the setting whose loss is nearest to the typical share of the layer's largest."""
-    largest = max(c.loss for c in choices)
-    lossy = [c for c in choices if c.loss > 0]
-    return min(lossy, key=lambda c: abs(c.loss - TYPICAL_LOSS * largest)) if lossy else choices[0]
-
-
-def _listed(measured: Measured) -> list:
-    return [
-        measured.tokens,
-        measured.kld,
-        measured.same_top,
-        asdict(measured.overall),
-        [asdict(layer) for layer in measured.layers],
-    ]
-
-
-def _measured(listed: list) -> Measured:
-    tokens, kld, same_top, overall, layers = listed
-    counts = tuple(LayerCounts(**layer) for layer in layers)
-    return Measured(tokens, kld, same_top, LayerCounts(**overall), counts)

@@ -46,6 +46,7 @@ SHARES = tuple(0.002 * 1.15**i for i in range(45))  # densities tried, up to nea
 SPREAD_ROWS = 2048  # rows from which a predictor's residual is known
 HELD_BLOCKS = 40  # the sample is cut into so many blocks of neighbouring rows; every fifth is held out
 BINS = 4096
+TYPICAL_LOSS = 0.02  # of a layer's squared contributions: its divergence is measurable and small
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,13 @@ def frontier(
 def dense_choice(layer: Layer) -> Choice:
     """Return the setting that computes every neuron."""
     return Choice(None, 1.0, mlp_bytes(layer.mlp), 0.0)
+
+
+def typical(choices: Sequence[Choice]) -> Choice:
+    """Return the setting whose loss is nearest to the typical share of the layer's largest."""
+    largest = max(c.loss for c in choices)
+    lossy = [c for c in choices if c.loss > 0]
+    return min(lossy, key=lambda c: abs(c.loss - TYPICAL_LOSS * largest)) if lossy else choices[0]
 
 
 def mlp_bytes(records: NeuronRecords) -> int:

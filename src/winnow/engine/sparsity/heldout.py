@@ -5,16 +5,17 @@ costs one sparse pass and two heads. Holds T x D numbers per window and the logi
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from winnow.engine.cache import KvCache
-from winnow.engine.model import Mlp, dense_mlp, hidden, logits
+from winnow.engine.model import Heads, Mlp, all_heads, dense_mlp, hidden, logits
 from winnow.engine.sparsity.fidelity import divergence
-from winnow.engine.sparsity.predictor import Predictor
+from winnow.engine.sparsity.predictor import HeadPredictor, Predictor
+from winnow.engine.sparsity.sparse_heads import SparseHeads
 from winnow.engine.sparsity.sparse_mlp import LayerCounts, SparseMlp
 from winnow.engine.weights import Weights
 
@@ -30,6 +31,20 @@ class Measured:
     same_top: float
     overall: LayerCounts
     layers: tuple[LayerCounts, ...]
+    head_density: float = 1.0
+
+    @property
+    def listed(self) -> list:
+        """What JSON can say of it, for predictors of neurons alone."""
+        shares = [asdict(layer) for layer in self.layers]
+        return [self.tokens, self.kld, self.same_top, asdict(self.overall), shares]
+
+    @classmethod
+    def of_list(cls, listed: list) -> "Measured":
+        """Return what was `listed`."""
+        tokens, kld, same_top, overall, layers = listed
+        counts = tuple(LayerCounts(**layer) for layer in layers)
+        return cls(tokens, kld, same_top, LayerCounts(**overall), counts)
 
 
 class HeldOut:
@@ -51,21 +66,24 @@ class HeldOut:
         """Tokens compared."""
         return sum(len(ids) for ids in self.texts)
 
-    def measure(self, layers: Sequence[Predictor | None]) -> Measured:
-        """Run the windows with these predictors and compare token by token."""
-        sparse_mlp = SparseMlp(layers)
+    def measure(
+        self, layers: Sequence[Predictor | None], heads: Sequence[HeadPredictor | None] = ()
+    ) -> Measured:
+        """Run the windows with these predictors, of neurons and of heads, and compare token by token."""
+        sparse_mlp, sparse_heads = SparseMlp(layers), SparseHeads(heads or (None,) * len(layers))
         nats = same = 0.0
         for ids, dense in zip(self.texts, self.dense, strict=True):
-            sparse = self._hidden(ids, sparse_mlp)
+            sparse = self._hidden(ids, sparse_mlp, sparse_heads)
             with torch.inference_mode():
                 for p, q in zip(dense.split(HEAD_ROWS), sparse.split(HEAD_ROWS), strict=True):
                     expected, found = logits(self.weights, p), logits(self.weights, q)
                     nats += divergence(expected, found).double().sum().item()
                     same += (expected.argmax(-1) == found.argmax(-1)).sum().item()
         n = self.n_tokens
-        return Measured(n, nats / n, same / n, sparse_mlp.overall(), sparse_mlp.shares())
+        counts = sparse_mlp.overall(), sparse_mlp.shares()
+        return Measured(n, nats / n, same / n, *counts, sparse_heads.density)
 
-    def _hidden(self, ids: Int64[Tensor, " T"], mlp: Mlp) -> Float[Tensor, "T D"]:
+    def _hidden(self, ids: Int64[Tensor, " T"], mlp: Mlp, heads: Heads = all_heads) -> Float[Tensor, "T D"]:
         with torch.inference_mode():
             cache = KvCache(self.weights.config, capacity=len(ids), dtype=self.weights.cache_dtype)
-            return hidden(self.weights, ids, cache, mlp=mlp)
+            return hidden(self.weights, ids, cache, mlp=mlp, heads=heads)

@@ -10,7 +10,7 @@ calibrated, what fidelity was asked, what was measured, and the same for every l
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, final
 
@@ -56,6 +56,7 @@ class Provenance:
     measured_recall: float
     validation_tokens: int
     precisions: tuple[str, ...] = ("fp32", "bf16")
+    measured_head_density: float = 1.0  # older files do not say it and leave no heads out
 
     def check_model(self, model_hash: str, name: str) -> None:
         """Raise ModelError when the plan, which the message calls `name`, belongs to another model."""
@@ -141,6 +142,9 @@ class Plan:
         return {**described(self.layers[index]), **(asdict(self.quality[index]) if self.quality else {})}
 
 
+NAMED = fields(Provenance)
+
+
 def find_plan(directory: Path) -> Path | None:
     """Return the plan that lies beside the weights, if any."""
     path = directory / FILE_NAME
@@ -206,7 +210,8 @@ def _provenance(path: Path, said: Mapping[str, object]) -> Provenance:
         names = said["precisions"]
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise TypeError(f"precisions are {names!r}")
-        return Provenance(**{f.name: f.type(said[f.name]) for f in fields(Provenance)})  # pyright: ignore
+        found = {f.name: said[f.name] if f.default is MISSING else said.get(f.name, f.default) for f in NAMED}
+        return Provenance(**{f.name: f.type(found[f.name]) for f in NAMED})  # pyright: ignore
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} has a broken header ({brief(error, 200)}); calibrate it again.") from None
 

@@ -17,9 +17,11 @@ activation is computed exactly; a neuron missed loses its contribution. That is 
     gate.py        the gates themselves
     kinds.py       what a predictor can be, and how a file names it
     whitened.py    the closed forms, from the moments of what is read
+    heads.py       predictors of how much each kv head is about to say
 """
 
 from winnow.engine.sparsity.predictor.gate import GatePredictor
+from winnow.engine.sparsity.predictor.heads import HeadFit, fit_heads, head_energies
 from winnow.engine.sparsity.predictor.index import WORD, IndexPredictor
 from winnow.engine.sparsity.predictor.kinds import (
     HeadPredictor,
@@ -37,6 +39,7 @@ __all__ = [
     "CrossMoments",
     "Factors",
     "GatePredictor",
+    "HeadFit",
     "HeadPredictor",
     "IndexPredictor",
     "InputMoments",
@@ -45,6 +48,8 @@ __all__ = [
     "Predictor",
     "ScoredPredictor",
     "described",
+    "fit_heads",
+    "head_energies",
     "predictor_of",
     "whitened_svd",
 ]
