@@ -24,11 +24,11 @@ from winnow.audit.matching import Matching, image_attack, matching_attack
 from winnow.base.rng import generator
 
 N_THREADS = 1
-TRIALS = 8
+TRIALS = 5
 VOCABULARY, WIDTH, POSITIONS = 211, 48, 40
 CHANNELS, PATCH, CLASSES = 2, 4, 5
 TEXTS = (4, 7, 10)  # tokens
-SIDES = (8, 12)  # pixels
+SIDES = (8,)  # pixels
 IMAGE = Matching(steps=600, restarts=4)
 WHOLE = 0.01  # mean squared error of an image that counts, whose pixels have variance 1
 
