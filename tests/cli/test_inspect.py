@@ -43,10 +43,25 @@ def gated(tmp_path_factory):
 def test_each_layer_says_its_kind_what_it_reads_and_what_was_counted(winnow, ahead):
     dense, looking = json.loads(winnow("inspect", ahead, "--json").out)["plan"]["layers"]
     counted = {"density": 0.25, "fired": 0.125, "recall": 0.96, "precision": 0.5, "weighted_recall": 0.999}
-    assert dense == {"kind": "dense", "lookahead": None, "rank": None, "bytes": 0, "share": 0.0, **counted}
+    assert dense == {
+        "kind": "dense",
+        "lookahead": None,
+        "rank": None,
+        "signs": None,
+        "bytes": 0,
+        "share": 0.0,
+        **counted,
+    }
     n_bytes = 7 * (checkpoint.WIDTH + checkpoint.N_NEURONS) + 4 * (7 + 2 * checkpoint.N_NEURONS)
     share = n_bytes / (2 * 2 * checkpoint.WIDTH * checkpoint.N_NEURONS)
-    held = {"kind": "svd", "lookahead": "next-layer", "rank": 7, "bytes": n_bytes, "share": share}
+    held = {
+        "kind": "svd",
+        "lookahead": "next-layer",
+        "rank": 7,
+        "signs": None,
+        "bytes": n_bytes,
+        "share": share,
+    }
     assert looking == {**held, **counted}
 
 
