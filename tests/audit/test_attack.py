@@ -13,6 +13,7 @@ from winnow.audit.leakage.attack import position_rows, token_rows
 from winnow.audit.leakage.batches import check_texts
 from winnow.audit.leakage.ends import _ends, _lineage
 from winnow.audit.leakage.search import Tree
+from winnow.audit.leakage.spans import Span, noise_edge
 from winnow.audit.leakage.update import load_model
 from winnow.base.errors import ModelError, UsageError
 from winnow.base.rng import generator
@@ -116,6 +117,28 @@ def test_pico_is_read_where_it_is_sure_of_a_second_line_break():
     assert ids[-2:] == [202, 202]
     found = span_attack(model, gradients_of(model, [ids]), longest=48)
     assert (found.texts, found.is_certified) == ((tuple(ids),), True)
+
+
+def test_texts_that_make_another_gradient_are_not_certified_and_said_so(rng):
+    model = tiny("llama", rng)
+    texts = drawn(rng)
+    given = gradients_of(model, texts)
+    given["lm_head.weight"] = (
+        given["lm_head.weight"] * torch.where(torch.arange(VOCABULARY) % 9 > 0, 1.0, 0.8)[:, None]
+    )
+    found = span_attack(model, given)
+    assert found.texts
+    assert not found.is_certified
+    assert "make a gradient off by" in found.reason
+
+
+def test_the_loudest_direction_that_is_left_says_how_far_rows_may_leave_the_span():
+    values = torch.tensor([1.0, 1e-10, 1e-14] + [1e-18] * 61, dtype=torch.float64)
+    span = Span(values, torch.eye(64, dtype=torch.float64), 2, 1e-11, 200)
+    loudest = 1e-7 / noise_edge(1.0, 62, 200)
+    assert loudest > span.noise
+    assert span.tilts.tolist() == pytest.approx([62 * loudest**2, 62 * loudest**2 * 1e10])
+    assert Span(values, span.vectors, 64, 1e-11, 200).tilts.tolist() == [0.0] * 64
 
 
 def test_ends_are_told_though_some_beginnings_have_no_weight_of_their_own(rng):

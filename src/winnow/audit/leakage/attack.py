@@ -170,6 +170,8 @@ def _ended(
     reason = "" if tree.tokens else "no text's inputs lie in the spans"
     if tree.tokens and ended is None:
         reason = "the head's gradient does not tell the ends: last tokens and repetitions are not known"
+    if not reason and certificate is not None and certificate > CERTIFIED:
+        reason = f"the texts found make a gradient off by {certificate:.1g}: not all of them are shown"
     missing = _unreached(front, tree, gradients)
     reason = missing if tree.tokens and missing else reason
     return Recovery(

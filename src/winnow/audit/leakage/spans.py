@@ -57,8 +57,16 @@ class Span:
 
     @property
     def tilts(self) -> Float64[Tensor, " R"]:
-        """How much of a squared length along each direction the noise is expected to turn out of the span."""
-        return ((self.width - self.rank) * self.noise**2 / self.eigenvalues[: self.rank]).clamp(max=1.0)
+        """How much of a squared length along each direction the noise is expected to turn out of the span.
+
+        Rounding is not as large in every entry: where the largest eigenvalue behind the rank says more than
+        the mean of all, it counts.
+        """
+        n_left = self.width - self.rank
+        if not n_left:
+            return torch.zeros(self.rank, dtype=torch.float64)
+        loudest = float(self.eigenvalues[self.rank].sqrt()) / noise_edge(1.0, n_left, self.n_columns)
+        return (n_left * max(self.noise, loudest) ** 2 / self.eigenvalues[: self.rank]).clamp(max=1.0)
 
     @property
     def is_saturated(self) -> bool:
