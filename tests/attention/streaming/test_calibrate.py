@@ -78,6 +78,19 @@ def test_each_head_reads_what_it_would_alone(mixed):
     torch.testing.assert_close(again[:, :4], out, rtol=1e-5, atol=1e-5)
 
 
+def test_a_saved_state_is_loaded_by_the_heads_that_it_had_alone(mixed):
+    q, k, v = (torch.cat([x, x[:, : x.shape[1] // 2]], 1) for x in mixed)
+    state = PerHead((MANY, ONE, MANY)).start(1, 3, E, E)
+    state.step(q, k, v)
+    saved = state.save()
+    assert PerHead((MANY, ONE, MANY)).load(saved).seen == N
+    for options in ((MANY, MANY, ONE), (MANY, MANY, MANY), (MANY, ONE)):
+        with pytest.raises(UsageError, match="whose heads have these budgets"):
+            PerHead(options).load(saved)
+    with pytest.raises(UsageError, match="whose heads have these budgets"):
+        PerHead((MANY, ONE, MANY)).load({name: x for name, x in saved.items() if name != "heads"})
+
+
 def test_a_state_of_several_budgets_lives_its_life(mixed):
     q, k, v = (torch.cat([x, x.flip(2)]) for x in mixed)
     kind = PerHead((MANY, ONE))

@@ -10,7 +10,7 @@ from torch import Tensor
 from winnow.attention.streaming.certificate import Certificate
 from winnow.attention.streaming.options import StreamingOptions
 from winnow.attention.streaming.rotation import Rotation
-from winnow.attention.streaming.state import StreamingState
+from winnow.attention.streaming.state import Sizes, StreamingState
 from winnow.base.errors import UsageError
 
 
@@ -35,7 +35,7 @@ class Streaming:
 
         `mask` is bool [B, T_k], True for real tokens. Raises UsageError as `StreamingState.step` does.
         """
-        state = self._started(k, v)
+        state = self.start(*sizes_of(k, v), device=k.device)
         if causal:
             return state.step(q, k, v, mask, scale)
         state.append(k, v, mask)
@@ -52,7 +52,7 @@ class Streaming:
         mask: Tensor | None = None,
     ) -> tuple[Float[Tensor, "B H T E_v"], Certificate]:
         """Return the attention and what is known of its error, per query of each head."""
-        state = self._started(k, v)
+        state = self.start(*sizes_of(k, v), device=k.device)
         if causal:
             return state.certified_step(q, k, v, mask, scale)
         state.append(k, v, mask)
@@ -88,10 +88,12 @@ class Streaming:
         state.restore(tensors)
         return state
 
-    def _started(self, k: Tensor, v: Tensor) -> StreamingState:
-        if k.ndim != 4 or v.ndim != 4:
-            raise UsageError(f"k is {list(k.shape)}, v is {list(v.shape)}; expected [B, K, T, E].")
-        return self.start(k.shape[0], k.shape[1], k.shape[3], v.shape[3], device=k.device)
+
+def sizes_of(k: Tensor, v: Tensor) -> Sizes:
+    """Return B, K, E, E_v of keys and values; raises UsageError where they have no four axes."""
+    if k.ndim != 4 or v.ndim != 4:
+        raise UsageError(f"k is {list(k.shape)}, v is {list(v.shape)}; expected [B, K, T, E].")
+    return k.shape[0], k.shape[1], k.shape[3], v.shape[3]
 
 
 def streaming(  # noqa: PLR0913 (a public verb; its options become a dataclass at once)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from winnow.attention.streaming.kind import Streaming
+from winnow.attention.streaming.kind import Streaming, sizes_of
 from winnow.attention.streaming.options import StreamingOptions
 from winnow.attention.streaming.state import Sizes, StreamingState
 from winnow.base.errors import UsageError
@@ -44,7 +44,7 @@ class PerHead:
         mask: Tensor | None = None,
     ) -> Float[Tensor, "B H T E_v"]:
         """Return the attention of `q` over `k`, `v`, each kv head by its own budget; see `Streaming`."""
-        state = self.start(k.shape[0], k.shape[1], k.shape[3], v.shape[3], device=k.device)
+        state = self.start(*sizes_of(k, v), device=k.device)
         if causal:
             return state.step(q, k, v, mask, scale)
         state.append(k, v, mask)
@@ -74,6 +74,12 @@ class PerHead:
 
     def load(self, tensors: dict[str, Tensor]) -> "PerHeadState":
         """Return the state that `save` took the tensors of; raises UsageError if it had other options."""
+        heads = torch.tensor([head for each in self.groups.values() for head in each])
+        if "heads" not in tensors or not torch.equal(tensors["heads"].cpu(), heads):
+            raise UsageError(
+                "The tensors are of no state whose heads have these budgets; load them by the options of "
+                "the one that was saved."
+            )
         parts = []
         for at, options in enumerate(self.groups):
             own = {name.removeprefix(f"{at}."): x for name, x in tensors.items() if name.startswith(f"{at}.")}
@@ -131,8 +137,9 @@ class PerHeadState:
         return self._joined([part.read(self._queries(q, heads), scale) for heads, part in pairs])
 
     def save(self) -> dict[str, Tensor]:
-        """Return copies of all tensors, each under the number of its budget."""
-        return {f"{at}.{name}": x for at, part in enumerate(self.parts) for name, x in part.save().items()}
+        """Return copies of all tensors, each under the number of its budget, and which head has which."""
+        parts = {f"{at}.{name}": x for at, part in enumerate(self.parts) for name, x in part.save().items()}
+        return {**parts, "heads": torch.cat(self._heads)}
 
     def merge(self, other: "PerHeadState") -> None:
         """Take in the stream that follows this one; see `StreamingState.merge`."""
