@@ -10,7 +10,8 @@ from winnow.base.errors import UsageError
 from winnow.kernels import Cpu, KvBlock, attend
 from winnow.kernels.decode_attention import append_kv, attend_reference
 
-# heads, kv heads, head width, start, length: both sides of a block of 256 positions, windows that start late
+# heads, kv heads, head width, start, length: both sides of a block of 256 positions, windows that start late,
+# sharers of a kv head that no group of query heads divides
 CASES = [
     (1, 1, 8, 0, 1),
     (4, 4, 64, 0, 7),
@@ -21,6 +22,9 @@ CASES = [
     (4, 2, 20, 511, 512),
     (3, 3, 128, 0, 1030),
     (5, 5, 7, 100, 900),
+    (14, 2, 64, 1, 300),
+    (10, 2, 128, 0, 19),
+    (21, 3, 48, 9, 1000),
 ]
 
 
@@ -96,6 +100,19 @@ def test_threads_do_not_change_a_bit(isa: str, dtype: torch.dtype, rng: torch.Ge
     for threads in (2, 3):
         for _ in range(10):
             assert torch.equal(attend(q, kv, 1, 900, 0.2, cpu=opened(isa, threads)), once)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("width", [64, 40])
+def test_a_head_has_the_bits_that_it_would_have_without_the_other_kv_heads(
+    isa: str, dtype: torch.dtype, width: int, rng: torch.Generator
+):
+    cpu, kv, q = opened(isa, 2), filled(rng, 3, 700, width, dtype), normal(rng, 9, width)
+    alone = KvBlock(1, 700, width, dtype)
+    alone.keys.copy_(kv.keys[2:])
+    alone.values.copy_(kv.values[2:])
+    together = attend(q, kv, 2, 700, 0.2, cpu=cpu)
+    assert torch.equal(together[6:], attend(q[6:], alone, 2, 700, 0.2, cpu=cpu))
 
 
 @pytest.mark.parametrize(("start", "length"), [(0, 0), (5, 5), (6, 5), (-1, 5), (0, 41), (40, 41)])

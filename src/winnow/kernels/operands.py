@@ -4,6 +4,7 @@ Each operand holds torch tensors and, with the compiled kernels, a native handle
 dtypes and strides are checked when it is made, once, so that the hot calls need not look again.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -71,13 +72,16 @@ class KvBlock:
             )
         self.n_kv_heads, self.capacity, self.head_width = shape
         self.dtype = dtype
-        self.keys = torch.zeros(shape, dtype=dtype)
-        self.values = torch.zeros(shape, dtype=dtype)
+        self.keys, self.values = _zeros(shape, dtype), _zeros(shape, dtype)
         self.handle = None
         if native.module is not None:
             self.handle = native.module.KvBlock(
                 self.keys.data_ptr(), self.values.data_ptr(), *shape, DTYPE_CODES[dtype]
             )
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return aligned_bytes(math.prod(shape) * dtype.itemsize).view(dtype).view(shape).zero_()
 
 
 @final

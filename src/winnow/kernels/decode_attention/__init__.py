@@ -7,7 +7,8 @@ together. The query and the probabilities stay in float32 whatever the dtype of 
 
     reference.py   the definition
     store.hpp      rounded to the type of the cache, for other kernels too
-    cpu.cpp        blocks of 256 positions, each with its own maximum, combined in a fixed order
+    block.hpp      a block of positions, for up to four of the query heads that share it
+    cpu.cpp        blocks of at most 256 positions, each with its own maximum, combined in a fixed order
 """
 
 import numpy as np

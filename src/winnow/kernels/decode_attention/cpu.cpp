@@ -1,11 +1,8 @@
 // One query per head against the cache: blocks of positions, each with its own maximum, combined in order.
+#include "block.hpp"
 #include "store.hpp"
 
 namespace winnow::WINNOW_LEVEL {
-
-constexpr std::int64_t kBlock = 256;  // positions
-
-static std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
 void append_kv(const KvBlock& kv, std::int64_t position, const float* k, const float* v) {
   for (std::int64_t h = 0; h < kv.kv_heads; ++h) {
@@ -15,110 +12,117 @@ void append_kv(const KvBlock& kv, std::int64_t position, const float* k, const f
   }
 }
 
-// A head's share of one block: maximum score, sum of exponentials, their weighted sum of values.
-struct Part {
-  float *maximum, *total, *values;
+// What one task reads, and the keys that the next one does: its own where there is none.
+template <class W, class Width>
+struct Block {
+  const W *keys, *values, *next;
+  std::int64_t n;
+  Width width;
 };
 
-// scores[0..n) become exp(score - maximum); the room up to a whole vector beyond them is used
-static void exponentiate(float* scores, std::int64_t n, Part part) {
-  constexpr float kLowest = -3e38f;  // its exponential is nothing beside that of the maximum, which is 1
-  for (std::int64_t t = n; t % kLanes; ++t) scores[t] = kLowest;
-  Floats highs = splat(kLowest);
-  for (std::int64_t t = 0; t < n; t += kLanes) highs = maximum(load(scores + t), highs);
-  float lanes[kLanes];
-  store(lanes, highs);
-  float highest = lanes[0];
-  for (int i = 1; i < kLanes; ++i) highest = lanes[i] > highest ? lanes[i] : highest;
-  Floats totals[kRows];
-  for (auto& total : totals) total = zero();
-  for (std::int64_t t = 0; t < n; t += kLanes) {
-    const Floats e = exponential(load(scores + t) - splat(highest));
-    store(scores + t, e);
-    totals[0] = totals[0] + e;
-  }
-  float sums[kRows];
-  sum8(totals, sums);
-  *part.maximum = highest;
-  *part.total = sums[0];
+static std::int64_t distance(const void* from, const void* to) {
+  return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(to) - reinterpret_cast<std::uintptr_t>(from));
 }
 
-template <class W>
-static void attend_block(const float* q, const W* keys, const W* values, std::int64_t n, std::int64_t width, float scale,
-                         Part part) {
-  float scores[kBlock + kLanes + kRows];
-  const W* rows[kRows];
-  for (std::int64_t t = 0; t < n; t += kRows) {
-    for (std::int64_t r = 0; r < kRows; ++r) rows[r] = keys + smaller(t + r, n - 1) * width;
-    float sums[kRows];
-    dot<W>(rows, q, width, sums);
-    for (std::int64_t r = 0; r < smaller(kRows, n - t); ++r) scores[t + r] = sums[r] * scale;
+template <int kQueries, class W, class Width>
+static void attend_block(const float* queries, const Block<W, Width>& block, float scale, bool is_first, bool is_last,
+                         Parts parts) {
+  alignas(64) float scores[kBlock * kQueries];
+  const std::int64_t n = block.n;
+  const Width width = block.width;
+  if (is_first) {
+    score<kQueries, true>(queries, block.keys, n, width, scale, distance(block.keys, block.values), scores);
+  } else {
+    score<kQueries, false>(queries, block.keys, n, width, scale, 0, scores);
   }
-  exponentiate(scores, n, part);
-  for (std::int64_t e = 0; e < width; ++e) part.values[e] = 0.f;
-  for (std::int64_t t = 0; t < n; t += kRows) {
-    const int count = static_cast<int>(smaller(kRows, n - t));
-    for (int r = 0; r < count; ++r) rows[r] = values + (t + r) * width;
-    axpy8<W>(rows, scores + t, count, width, part.values);
+  exponentiate<kQueries>(scores, n, parts);
+  if (is_last && block.next != block.keys) {
+    sum_values<kQueries, true>(scores, block.values, n, width, distance(block.values, block.next), parts);
+  } else {
+    sum_values<kQueries, false>(scores, block.values, n, width, 0, parts);
   }
-  settle<W>(part.values, width);
+}
+
+// The same for the `left` query heads that share it; the first of them read it from memory.
+template <int kQueries, class W, class Width>
+static void attend_sharers(const float* queries, const Block<W, Width>& block, float scale, std::int64_t left,
+                           bool is_first, Parts parts) {
+  for (; left >= kQueries; left -= kQueries, is_first = false) {
+    attend_block<kQueries>(queries, block, scale, is_first, left == kQueries, parts);
+    queries += kQueries * block.width;
+    parts.first += kQueries * parts.stride;
+  }
+  if constexpr (kQueries > 1) {
+    if (left > 0) attend_sharers<kQueries / 2>(queries, block, scale, left, is_first, parts);
+  }
 }
 
 // The parts of one head, weighted by exp(their maximum - the highest maximum).
-static void combine(const float* parts, std::int64_t blocks, std::int64_t part_floats, std::int64_t width, float* out) {
-  float highest = parts[0];
-  for (std::int64_t b = 1; b < blocks; ++b) {
-    highest = parts[b * part_floats] > highest ? parts[b * part_floats] : highest;
-  }
+static void combine(Parts parts, std::int64_t blocks, std::int64_t width, float* out) {
+  float highest = parts.maximum(0);
+  for (std::int64_t b = 1; b < blocks; ++b) highest = parts.maximum(b) > highest ? parts.maximum(b) : highest;
   float total = 0.f;
   for (std::int64_t e = 0; e < width; ++e) out[e] = 0.f;
   for (std::int64_t b = 0; b < blocks; ++b) {
-    const float* part = parts + b * part_floats;
     float lanes[kLanes];
-    store(lanes, exponential(splat(part[0] - highest)));
-    total += lanes[0] * part[1];
-    for (std::int64_t e = 0; e < width; ++e) out[e] += lanes[0] * part[2 + e];
+    store(lanes, exponential(splat(parts.maximum(b) - highest)));
+    total += lanes[0] * parts.total(b);
+    const float* values = parts.values(b);
+    for (std::int64_t e = 0; e < width; ++e) out[e] += lanes[0] * values[e];
   }
   for (std::int64_t e = 0; e < width; ++e) out[e] /= total;
 }
 
-template <class W>
+template <class W, class Width>
 static void attend_typed(Context& context, const float* q, std::int64_t heads, const KvBlock& kv, std::int64_t start,
-                         std::int64_t length, float scale, const std::int32_t* listed, std::int64_t count, float* out) {
-  const std::int64_t width = kv.width, shared = heads / kv.kv_heads;
-  const std::int64_t blocks = (length - start + kBlock - 1) / kBlock, part_floats = (width + 2 + 15) / 16 * 16;
-  float* parts = context.scratch.floats(1, heads * blocks * part_floats);
+                         std::int64_t length, float scale, const std::int32_t* listed, std::int64_t count, float* out,
+                         Width width) {
+  const std::int64_t shared = heads / kv.kv_heads, span = length - start;
+  // As few blocks as there can be, of about one size: beyond the end of a short one memory is prefetched in vain.
+  const std::int64_t fewest = (span + kBlock - 1) / kBlock;
+  const std::int64_t size = ((span + fewest - 1) / fewest + kUnit - 1) / kUnit * kUnit;
+  const std::int64_t blocks = (span + size - 1) / size;
+  const std::int64_t part = Parts::kHead + (width + 15) / 16 * 16;
+  float* queries = context.scratch.floats(0, heads * width);
+  float* parts = context.scratch.floats(1, heads * blocks * part);
   const auto *keys = reinterpret_cast<const W*>(kv.keys), *values = reinterpret_cast<const W*>(kv.values);
   const auto head = [&](std::int64_t place) { return listed ? listed[place] : place; };
+  const auto at = [&](std::int64_t task) {
+    return (head(task / blocks) * kv.capacity + start + task % blocks * size) * width;
+  };
+  const auto finish = [&](std::int64_t kv_head) {
+    for (std::int64_t h = kv_head * shared; h < (kv_head + 1) * shared; ++h) {
+      combine(Parts{parts + h * blocks * part, part}, blocks, width, out + h * width);
+    }
+  };
+  for (std::int64_t h = 0; h < heads; ++h) split<W>(q + h * width, width, queries + h * width);
   auto job = [&](Pool& pool) {
-    each_block(pool, 0, count * blocks, [&](std::int64_t task) {
-      const std::int64_t kv_head = head(task / blocks), block = task % blocks;
-      const std::int64_t begin = start + block * kBlock, n = smaller(kBlock, length - begin);
-      const std::int64_t at = (kv_head * kv.capacity + begin) * width;
-      for (std::int64_t h = kv_head * shared; h < (kv_head + 1) * shared; ++h) {
-        float* part = parts + (h * blocks + block) * part_floats;
-        attend_block(q + h * width, keys + at, values + at, n, width, scale, Part{part, part + 1, part + 2});
-      }
+    each_block_ahead(pool, 0, count * blocks, [&](std::int64_t task, std::int64_t next) {
+      const std::int64_t kv_head = head(task / blocks), b = task % blocks;
+      const W* first = keys + at(task);
+      const Block<W, Width> block{first, values + at(task), next < 0 ? first : keys + at(next),
+                                  b + 1 < blocks ? size : span - b * size, width};
+      const Parts mine{parts + (kv_head * shared * blocks + b) * part, blocks * part};
+      attend_sharers<kMostQueries>(queries + kv_head * shared * width, block, scale, shared, true, mine);
+      if (blocks == 1) finish(kv_head);
     });
     pool.wait(0, count * blocks);
-    each_block(pool, 1, count, [&](std::int64_t place) {
-      const std::int64_t kv_head = head(place);
-      for (std::int64_t h = kv_head * shared; h < (kv_head + 1) * shared; ++h) {
-        combine(parts + h * blocks * part_floats, blocks, part_floats, width, out + h * width);
-      }
-    });
+    if (blocks == 1) return;
+    each_block(pool, 1, count, [&](std::int64_t place) { finish(head(place)); });
     pool.wait(1, count);
   };
-  run_job(context.pool, 2 * count * (length - start) * width * std::int64_t(sizeof(W)), job);
+  run_job(context.pool, 2 * count * span * width * std::int64_t(sizeof(W)), job);
 }
 
 void attend(Context& context, const float* q, std::int64_t heads, const KvBlock& kv, std::int64_t start,
             std::int64_t length, float scale, const std::int32_t* listed, std::int64_t count, float* out) {
-  if (kv.dtype == Dtype::bfloat16) {
-    attend_typed<bf16>(context, q, heads, kv, start, length, scale, listed, count, out);
-  } else {
-    attend_typed<float>(context, q, heads, kv, start, length, scale, listed, count, out);
-  }
+  const auto typed = [&](auto w) {
+    const auto wide = [&](auto width) {
+      attend_typed<decltype(w)>(context, q, heads, kv, start, length, scale, listed, count, out, width);
+    };
+    kv.width == 64 ? wide(Fixed<64>{}) : kv.width == 128 ? wide(Fixed<128>{}) : wide(kv.width);
+  };
+  kv.dtype == Dtype::bfloat16 ? typed(bf16{}) : typed(float{});
 }
 
 }  // namespace winnow::WINNOW_LEVEL

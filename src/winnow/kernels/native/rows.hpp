@@ -234,6 +234,11 @@ inline void load_pair(R p, Floats& a, Floats& b) {
 }
 template <class W>
 inline void settle_pair(const W*, float*) {}  // W alone matters
+template <class W>
+inline void split_pair(const W*, const float* x, float* y) {
+  store(y, load(x));
+  store(y + kLanes, load(x + kLanes));
+}
 
 constexpr std::int64_t kPair = 2 * kLanes;
 

@@ -54,13 +54,22 @@ inline Floats scale2(Floats p, Floats shifted) {
   return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p.v), n))};
 }
 
-inline void sum8(const Floats a[8], float out[8]) {
+// Lane i of a is given lane i ^ kDistance.
+template <int kDistance>
+inline Floats exchange(Floats a) {
+  if constexpr (kDistance == 4) return {_mm256_permute2f128_ps(a.v, a.v, 1)};
+  return {_mm256_permute_ps(a.v, kDistance == 2 ? 0x4e : 0xb1)};
+}
+
+// Lane by lane the sum of one of eight vectors.
+inline Floats sum_each(const Floats a[8]) {
   const __m256 ab = _mm256_hadd_ps(a[0].v, a[1].v), cd = _mm256_hadd_ps(a[2].v, a[3].v);
   const __m256 ef = _mm256_hadd_ps(a[4].v, a[5].v), gh = _mm256_hadd_ps(a[6].v, a[7].v);
   const __m256 abcd = _mm256_hadd_ps(ab, cd), efgh = _mm256_hadd_ps(ef, gh);
   const __m256 low = _mm256_permute2f128_ps(abcd, efgh, 0x20), high = _mm256_permute2f128_ps(abcd, efgh, 0x31);
-  _mm256_storeu_ps(out, _mm256_add_ps(low, high));
+  return {_mm256_add_ps(low, high)};
 }
+inline void sum8(const Floats a[8], float out[8]) { store(out, sum_each(a)); }
 
 template <class W, class X>
 constexpr int kStep = 8;

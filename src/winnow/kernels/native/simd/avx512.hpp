@@ -116,6 +116,13 @@ inline void settle_pair(const bf16*, float* y) {
   _mm512_storeu_ps(y, _mm512_permutex2var_ps(even, low, odd));
   _mm512_storeu_ps(y + kLanes, _mm512_permutex2var_ps(even, high, odd));
 }
+// The inverse of settle_pair: y in the order in which load_pair gives bfloat16.
+inline void split_pair(const bf16*, const float* x, float* y) {
+  const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + kLanes);
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  _mm512_storeu_ps(y, _mm512_permutex2var_ps(a, even, b));
+  _mm512_storeu_ps(y + kLanes, _mm512_permutex2var_ps(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b));
+}
 inline void store(float* p, Floats a) { _mm512_storeu_ps(p, a.v); }
 inline void store_some(float* p, Floats a, std::int64_t n) { _mm512_mask_storeu_ps(p, first(n), a.v); }
 
@@ -143,6 +150,32 @@ inline void sum8(const Floats a[8], float out[8]) {
   const __m256 abcd = _mm256_hadd_ps(ab, cd), efgh = _mm256_hadd_ps(ef, gh);
   const __m256 low = _mm256_permute2f128_ps(abcd, efgh, 0x20), high = _mm256_permute2f128_ps(abcd, efgh, 0x31);
   _mm256_storeu_ps(out, _mm256_add_ps(low, high));
+}
+
+// Lane i of a is given lane i ^ kDistance.
+template <int kDistance>
+inline Floats exchange(Floats a) {
+  if constexpr (kDistance >= 4) return {_mm512_shuffle_f32x4(a.v, a.v, kDistance == 8 ? 0x4e : 0xb1)};
+  return {_mm512_permute_ps(a.v, kDistance == 2 ? 0x4e : 0xb1)};
+}
+
+// Lane by lane the sum of one of sixteen vectors.
+inline Floats sum_each(const Floats a[16]) {
+  __m512 fours[4];  // in each quarter, the sums of four vectors' quarters
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a[4 * i].v, a[4 * i + 1].v),
+                                    _mm512_unpackhi_ps(a[4 * i].v, a[4 * i + 1].v));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(a[4 * i + 2].v, a[4 * i + 3].v),
+                                    _mm512_unpackhi_ps(a[4 * i + 2].v, a[4 * i + 3].v));
+    const __m512d x = _mm512_castps_pd(ab), y = _mm512_castps_pd(cd);
+    fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+  }
+  const __m512 low = _mm512_add_ps(_mm512_shuffle_f32x4(fours[0], fours[1], 0x44),
+                                   _mm512_shuffle_f32x4(fours[0], fours[1], 0xee));
+  const __m512 high = _mm512_add_ps(_mm512_shuffle_f32x4(fours[2], fours[3], 0x44),
+                                    _mm512_shuffle_f32x4(fours[2], fours[3], 0xee));
+  return {_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd))};
 }
 
 template <class W, class X>

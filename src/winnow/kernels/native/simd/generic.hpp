@@ -68,6 +68,19 @@ inline void sum8(const Floats a[8], float out[8]) {
   for (int r = 0; r < 8; ++r) out[r] = (a[r].v[0] + a[r].v[1]) + (a[r].v[2] + a[r].v[3]);
 }
 
+// Lane i of a is given lane i ^ kDistance.
+template <int kDistance>
+inline Floats exchange(Floats a) {
+  return {Vector{a.v[kDistance], a.v[1 ^ kDistance], a.v[2 ^ kDistance], a.v[3 ^ kDistance]}};
+}
+
+// Lane by lane the sum of one of four vectors.
+inline Floats sum_each(const Floats a[4]) {
+  float sums[4];
+  for (int r = 0; r < 4; ++r) sums[r] = (a[r].v[0] + a[r].v[1]) + (a[r].v[2] + a[r].v[3]);
+  return load(sums);
+}
+
 template <class W, class X>
 constexpr int kStep = 4;
 

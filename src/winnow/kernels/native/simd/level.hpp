@@ -5,7 +5,7 @@
 // namespace of its level.
 //
 // Each header defines, for vectors of kLanes floats:
-//   zero splat load load_some store store_some + - * / fma maximum sum sum8 scale2
+//   zero splat load load_some store store_some + - * / fma maximum sum sum8 sum_each exchange scale2
 //   InputFor<W>                the form that `lay_out` gives a vector to be multiplied with rows of W
 //   SumFor<W>, begin(sum)      what a product is summed in, and its zero
 //   step(sum, w, x)            sum + w * x over kStep elements
