@@ -1,4 +1,4 @@
-"""Precision: what int8 and int4 cost the bundled models, apart from what their plans cost.
+"""Precision: what int8 and int4, of weights or of keys and values, cost the bundled models, plans aside.
 
 python -m benchmarks.precision
 """
@@ -8,19 +8,27 @@ from benchmarks.recorded import BOOK, machine, record, winnow_json
 from winnow.engine.checkpoint import bundled
 
 TOKENS = 20_000
+# The types of layers, of the map to logits, of keys and values.
+HELD = (
+    ("bf16", "bf16", "bf16"),
+    ("bf16", "bf16", "int8"),
+    ("int8", "int8", "bf16"),
+    ("int8", "int8", "int8"),
+    ("int4", "int4", "bf16"),
+    ("int4", "int8", "bf16"),
+)
 
 
 def main() -> None:
     """Write precision.json."""
     rows = []
     for name in ("pico", "pico-llama"):
-        for dtype, head in (("bf16", "bf16"), ("int8", "int8"), ("int4", "int4"), ("int4", "int8")):
+        for dtype, head, kv in HELD:
             line = ("fidelity", bundled(name), "--text", BOOK, "--limit", str(TOKENS), "--dtype", dtype)
-            found = winnow_json(*line, "--head-dtype", head)
+            found = winnow_json(*line, "--head-dtype", head, "--kv-dtype", kv)
             kept = ("tokens", "kld_quantised", "kld_mean", "kld_p999", "same_top", "mlp_density")
-            rows.append(
-                {"model": name, "dtype": dtype, "head_dtype": head, **{key: found[key] for key in kept}}
-            )
+            types = {"dtype": dtype, "head_dtype": head, "kv_dtype": kv}
+            rows.append({"model": name, **types, **{key: found[key] for key in kept}})
     record("precision", {"machine": machine(), "rows": rows})
 
 

@@ -50,6 +50,7 @@ COLUMNS = {
     "mlp_density": Column("MLP density", ".2f"),
     "head_density": Column("head density", ".2f"),
     "head_dtype": Column("head"),
+    "kv_dtype": Column("keys, values"),
     "kld_quantised": Column("KLD of the rounding, nats", ".1e"),
     "prompt_tokens": Column("prompt", "d"),
     "tokens_per_second": Column("tokens/s", ".1f"),

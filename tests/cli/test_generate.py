@@ -106,6 +106,20 @@ def test_a_head_in_int8_is_read_as_bytes(winnow, model):
     assert floats - mixed == head.n_bytes - head.matrix.shape[0] * (head.matrix.shape[1] + 4)
 
 
+def test_keys_and_values_in_int8_are_read_as_bytes(winnow, model):
+    def read(*options: object) -> float:
+        line = ("generate", model, PROMPT, "--max-tokens", 5, "--ignore-eos", "--json", "--dtype", "fp32")
+        return json.loads(winnow(*line, *options).out)["stats"]["bytes_per_token"]
+
+    assert read("--kv-dtype", "fp32") == read() > read("--kv-dtype", "bf16") > read("--kv-dtype", "int8")
+    assert_one_line(winnow("generate", model, PROMPT, "--kv-dtype", "int4"), 2, "--kv-dtype: invalid choice")
+
+
+def test_keys_and_values_in_int8_refuse_a_stream(winnow, model):
+    ran = winnow("generate", model, PROMPT, "--kv-dtype", "int8", "--context", "streaming")
+    assert_one_line(ran, 2, "one of --kv-dtype and --context streaming")
+
+
 def test_dense_equals_a_model_without_a_plan(winnow, planned, model):
     options = ("--max-tokens", 12, "--json")
     with_plan = json.loads(winnow("generate", planned, PROMPT, "--dense", *options).out)

@@ -1,6 +1,7 @@
 """Keys and values computed when they are needed, against those computed at once: the same bits."""
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,8 +124,8 @@ class Runs:
         length = self.caches[0].length
         assert self.caches[1].length == length
         for one, two in zip(self.caches[0].blocks, self.caches[1].blocks, strict=True):
-            assert torch.equal(one.keys[:, :length], two.keys[:, :length])
-            assert torch.equal(one.values[:, :length], two.values[:, :length])
+            for mine, theirs in zip(one.floats(0, length), two.floats(0, length), strict=True):
+                assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
@@ -138,6 +139,19 @@ def test_lazy_has_the_bits_of_dense(name, dtype, rng):
         for token in some_ids(rng, drawn(rng, 1, 35)):
             runs.step(token)
         runs.assert_caches_equal()
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("name", ["opt", "llama-grouped", "qwen3-biases"])
+def test_lazy_has_the_bits_of_dense_where_keys_and_values_are_int8(name, dtype, rng):
+    weights = replace(tiny_weights(name, dtype), kv_dtype=torch.int8)
+    runs = Runs(weights, head_predictors(weights, rng), 7)
+    runs.read(some_ids(rng, 21))
+    for token in some_ids(rng, 40):
+        runs.step(token)
+    assert runs.caches[0].blocks[0].dtype == torch.int8
+    runs.assert_caches_equal()
 
 
 @pytest.mark.compiled

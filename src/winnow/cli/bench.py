@@ -27,7 +27,7 @@ from winnow.engine.bench.lengths import HeadShape, measure_lengths
 from winnow.engine.cache import KV_POLICIES
 from winnow.engine.checkpoint import WEIGHT_BYTES
 from winnow.engine.context import StreamingContext
-from winnow.engine.generate import DTYPES
+from winnow.engine.generate import DTYPES, KV_DTYPES
 from winnow.engine.synthetic import shape_config, synthetic_shape
 from winnow.kernels import Cpu, open_cpu
 
@@ -180,6 +180,8 @@ def _shape(arguments: argparse.Namespace, held: ExitStack) -> _Field:
     cpu = open_cpu(arguments.threads or len(os.sched_getaffinity(0)))
     if arguments.head_dtype:
         model = model.with_head(DTYPES[arguments.head_dtype])
+    if arguments.kv_dtype:
+        model = replace(model, weights=replace(model.weights, kv_dtype=KV_DTYPES[arguments.kv_dtype]))
     vocab_size = model.weights.config.vocab_size
     share = arguments.head_density
     weights, heads = (model.weights, ()) if share == 1 else model.by_head(share)

@@ -14,12 +14,17 @@ def add_model_options(parser: Parser, dtype: str = "bf16", among: Sequence[str] 
     parser.add_argument(
         "--dtype", choices=among, default=dtype, help=f"in which the weights are held ({dtype})"
     )
-    parser.set_defaults(head_dtype=None)
+    parser.set_defaults(head_dtype=None, kv_dtype=None)
     if among is PRECISIONS:
         parser.add_argument(
             "--head-dtype",
             choices=among,
             help="in which the map to logits is held, and the embedding if it is that map (as --dtype)",
+        )
+        parser.add_argument(
+            "--kv-dtype",
+            choices=("bf16", "fp32", "int8"),  # engine.generate.KV_DTYPES
+            help="in which keys and values are held (as --dtype, and bf16 beside int8 and int4)",
         )
     parser.add_argument("--threads", type=positive, metavar="N", help="default: the processors at hand")
     parser.add_argument("--offline", action="store_true", help="never reach for the network")

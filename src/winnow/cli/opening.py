@@ -49,6 +49,7 @@ def open_engine(
         offline=arguments.offline,
         kv=kv,
         head_dtype=arguments.head_dtype,
+        kv_dtype=arguments.kv_dtype,
         context="exact" if context is None else context,
         constant_work=constant_work,
     )

@@ -62,8 +62,9 @@ class Debtor(Protocol):
 class KvCache:
     """One block of keys and values per layer, filled up to `length` positions.
 
-    Holds ``2 * L * K * capacity * E`` numbers of `dtype`, allocated at once. Whoever asks for the blocks
-    finds them whole: what a decoding has left out is computed before they are handed out.
+    Holds ``2 * L * K * capacity * E`` numbers of `dtype`, and of int8 a scale for every E, allocated at once.
+    Whoever asks for the blocks finds them whole: what a decoding has left out is computed before they are
+    handed out.
     """
 
     def __init__(self, config: ModelConfig, capacity: int, dtype: torch.dtype) -> None:
@@ -86,7 +87,7 @@ class KvCache:
     @property
     def n_bytes(self) -> int:
         """Memory held by keys and values."""
-        return sum(block.keys.nbytes + block.values.nbytes for block in self._blocks)
+        return sum(block.n_bytes for block in self._blocks)
 
     def complete(self) -> None:
         """Let whoever has left something out compute it; nothing is owed afterwards."""
@@ -124,8 +125,7 @@ class KvCache:
 
 def _moved(block: KvBlock, capacity: int, length: int) -> KvBlock:
     larger = KvBlock(block.n_kv_heads, capacity, block.head_width, block.dtype)
-    larger.keys[:, :length] = block.keys[:, :length]
-    larger.values[:, :length] = block.values[:, :length]
+    larger.take(block, length)
     return larger
 
 

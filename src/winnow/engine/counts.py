@@ -89,8 +89,7 @@ class Meter:
         predictors = [0 if predictor is None else predictor.n_bytes for predictor in heads]
         self._fixed = np.array(predictors) + [mlp.n_bytes(0) for mlp in mlps]
         self._record_bytes = np.array([mlp.n_bytes(1) - mlp.n_bytes(0) for mlp in mlps])
-        block = caches[0].blocks[0]
-        self._position_bytes = 2 * block.head_width * block.dtype.itemsize
+        self._position_bytes = caches[0].blocks[0].position_bytes
 
     def add(
         self,

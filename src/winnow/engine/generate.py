@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from winnow.kernels import int4, open_cpu
 # Per position. No tokenizer packs text this densely, and a text beyond it takes seconds to cut into tokens.
 MOST_CHARACTERS = 1024
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "int4": int4}
+KV_DTYPES = {name: DTYPES[name] for name in ("bf16", "fp32", "int8")}  # of keys and values
 
 
 @dataclass(frozen=True)
@@ -312,6 +313,7 @@ def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
     head_dtype: str | None = None,
     context: str | StreamingContext = "exact",
     constant_work: bool = False,
+    kv_dtype: str | None = None,
 ) -> Engine:
     """Load a checkpoint directory, bundled name or hub id (left out: pico) and return an Engine.
 
@@ -319,6 +321,7 @@ def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
     None runs dense. `dtype` is fp32, bf16, int8 or int4, `head_dtype` that of the map to logits, if another.
     `threads` defaults to the processors this process may use.
     `kv` matters to plans that leave heads out: "lazy" computes a head's keys and values when it is selected.
+    `kv_dtype`, of keys and values, is bf16, fp32 or int8 (left out: `dtype`, and bf16 beside int8 and int4).
     `context`: "exact" keeps every key and value, up to the model's positions; "streaming", or a
     `StreamingContext` with its budget, goes on without end in constant memory, with a plan or without.
     `constant_work` computes as many neurons in every step, so that its time tells less of the text; same
@@ -329,6 +332,8 @@ def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
     _check_one_of("dtype", dtype, DTYPES)
     _check_one_of("head_dtype", dtype if head_dtype is None else head_dtype, DTYPES)
     _check_one_of("kv", kv, KV_POLICIES)
+    if kv_dtype is not None:
+        _check_one_of("kv_dtype", kv_dtype, KV_DTYPES)
     if isinstance(context, str):
         _check_one_of("context", context, CONTEXTS)
     streams = CONTEXTS[context] if isinstance(context, str) else context
@@ -347,7 +352,7 @@ def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
     if streams is not None and constant_work:
         raise UsageError("steps of a stream have no constant work; expected one of the two. Leave one out.")
     if streams is not None:
-        streams.check_fits(opened, KV_POLICIES[kv])
+        streams.check_fits(opened, KV_POLICIES[kv], kv_dtype)
         streams.kind(checkpoint.config)
     # Last, as it is the longest: what is small has been found good by now.
     held, held_head = DTYPES[dtype], DTYPES[head_dtype or dtype]
@@ -355,6 +360,7 @@ def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
     weights = load_weights(
         checkpoint, held, head_dtype=held_head, by_head=opened is not None and opened.has_heads
     )
+    weights = replace(weights, kv_dtype=None if kv_dtype is None else KV_DTYPES[kv_dtype])
     return Engine(weights, tokenizer, opened, n_threads, KV_POLICIES[kv], streams, constant_work)
 
 

@@ -80,14 +80,14 @@ def attention(
         q, k = rotate(q, *rotation), rotate(k, *rotation)
 
     end = start + n_tokens
-    block.keys[:, start:end] = k.transpose(0, 1)
-    block.values[:, start:end] = v.transpose(0, 1)
+    block.put(start, k.transpose(0, 1), v.transpose(0, 1))
 
     hidden = hidden_keys(start, end, layer.window)
     q = (q * head_width**-0.5).unflatten(1, (n_kv_heads, -1))  # T, K, H / K, E
     mixed = torch.empty_like(q)
+    kept = block.floats(0, end)
     for head in range(n_kv_heads):
-        keys, values = block.keys[head, :end].float(), block.values[head, :end].float()
+        keys, values = (each[head].float() for each in kept)
         scores = torch.einsum("tge,se->gts", q[:, head], keys).masked_fill(hidden, float("-inf"))
         mixed[:, head] = torch.einsum("gts,se->tge", scores.softmax(-1), values)
     return layer.out((mixed if watch is None else watch(mixed)).flatten(1))

@@ -2,9 +2,10 @@
 
 `model.prefill` is the definition; the order of the act is the same. Products are torch's, in bfloat16 or, for
 float32 weights, in float32, on the weights where they lie; int8 and int4 are unpacked first, matrix by
-matrix, into one scratch that all of them share. Attention is torch's too, in the type of the cache. Of the
-last layer only what the cache and the last token need is computed. A chunk of a few tokens is cheaper as
-decode steps over all neurons: each reads the packed bytes once, and nothing is unpacked.
+matrix, into one scratch that all of them share. Attention is torch's too, in the type of the cache, or of the
+products where that is int8. Of the last layer only what the cache and the last token need is computed. A
+chunk of a few tokens is cheaper as decode steps over all neurons: each reads the packed bytes once, and
+nothing is unpacked.
 """
 
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Prefill:
         self.weights = weights
         self._cpu = cpu
         self._steps = Decoder(weights, (None,) * weights.config.n_layers, cpu)
-        self.dtype = weights.cache_dtype  # of products
+        self.dtype = weights.product_dtype
         self._scratch = torch.empty(0, dtype=torch.bfloat16)
 
     @property
@@ -102,8 +103,7 @@ class Prefill:
     def _remember(self, layer: Layer, block: KvBlock, read: Float[Tensor, "T D"], chunk: "_Chunk") -> None:
         kv = self.rows(layer.qkv, read, self.weights.config.qkv_rows[0], layer.qkv.matrix.shape[0])
         k, v = kv.view(len(read), 2, block.n_kv_heads, -1).unbind(1)  # T, K, E
-        block.keys[:, chunk.start : chunk.end] = _placed(k, layer.k_norm, chunk.rotation).transpose(0, 1)
-        block.values[:, chunk.start : chunk.end] = v.transpose(0, 1)
+        block.put(chunk.start, _placed(k, layer.k_norm, chunk.rotation).transpose(0, 1), v.transpose(0, 1))
 
     def _attention(
         self, layer: Layer, block: KvBlock, read: Float[Tensor, "wanted D"], chunk: "_Chunk"
@@ -111,11 +111,12 @@ class Prefill:
         """Return what the last rows of the chunk hear of themselves and of the positions before them."""
         q = self.rows(layer.qkv, read, 0, self.weights.config.qkv_rows[0])
         q = _placed(q.view(len(read), -1, block.head_width), layer.q_norm, chunk.rotation)
-        q = q.to(block.dtype).unflatten(1, (block.n_kv_heads, -1)).permute(1, 2, 0, 3)  # K, H / K, T, E
-        first, hidden = chunk.seen(layer.window, len(read), block.dtype)
+        dtype = self.dtype if block.dtype == torch.int8 else block.dtype
+        q = q.to(dtype).unflatten(1, (block.n_kv_heads, -1)).permute(1, 2, 0, 3)  # K, H / K, T, E
+        first, hidden = chunk.seen(layer.window, len(read), dtype)
         keys, values = (
-            cached[:, None, first : chunk.end].expand(-1, q.shape[1], -1, -1)
-            for cached in (block.keys, block.values)
+            cached.to(dtype)[:, None].expand(-1, q.shape[1], -1, -1)
+            for cached in block.floats(first, chunk.end)
         )
         mixed = scaled_dot_product_attention(q, keys, values, attn_mask=hidden, is_causal=hidden is None)
         return self.out(layer, mixed.permute(2, 0, 1, 3).flatten(1))

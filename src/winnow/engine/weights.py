@@ -206,6 +206,7 @@ class Weights:
     final_norm: Norm | None
     project_out: Linear | None
     head: Linear
+    kv_dtype: torch.dtype | None = None  # None: that of products
 
     @property
     def dtype(self) -> torch.dtype:
@@ -213,9 +214,14 @@ class Weights:
         return self.layers[0].mlp.dtype
 
     @property
-    def cache_dtype(self) -> torch.dtype:
-        """In which keys and values are held: the layers' type, bfloat16 beside int8 and int4."""
+    def product_dtype(self) -> torch.dtype:
+        """In which a prompt is multiplied: the layers' type, bfloat16 beside int8 and int4."""
         return self.dtype if self.dtype.is_floating_point else torch.bfloat16
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """In which keys and values are held."""
+        return self.product_dtype if self.kv_dtype is None else self.kv_dtype
 
 
 def product(x: Float32[Tensor, "T D"], weight: Float[Tensor, "M D"]) -> Float32[Tensor, "T M"]:

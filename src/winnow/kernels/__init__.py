@@ -1,10 +1,10 @@
 """Kernels: the arithmetic of a decode step, each kernel beside its definition.   (floor 1 · kernels)
 
 native/             the compiled module, or the knowledge that it is absent
-operands.py         what operands have in common; keys and values
+operands.py         what operands have in common
 pack/               weights into the form in which products read them
 matrices.py         weights as floats, bytes, halves of bytes
-records.py lazy_kv.py   the weights of an MLP, neuron by neuron; keys and values that are computed late
+records.py lazy_kv.py   the weights of an MLP, neuron by neuron; keys and values, and those computed late
 checks.py cpu.py    what the public functions refuse; Cpu, Tape: the hot calls
 unpack/ bit_products/   back, for products with many vectors; which pairs of +-1 vectors agree
 linear/ gathered_linear/   matrix times vector; some heads' blocks of a matrix
@@ -22,10 +22,10 @@ from winnow.kernels.cpu import MOST_BATCH, Calls, Cells, Cpu, Listed, Lists, Tap
 from winnow.kernels.decode_attention import attend
 from winnow.kernels.gate_set import gate_set
 from winnow.kernels.gathered_mlp import dense_mlp, gathered_mlp
-from winnow.kernels.lazy_kv import LazyKv
+from winnow.kernels.lazy_kv import KvBlock, LazyKv
 from winnow.kernels.linear import linear
 from winnow.kernels.matrices import AnyMatrix, Int4Matrix, Matrix, QuantisedMatrix, matrix
-from winnow.kernels.operands import Activation, KvBlock, int4, relu, silu
+from winnow.kernels.operands import Activation, int4, relu, silu
 from winnow.kernels.records import NeuronRecords
 
 __all__ = [

@@ -13,9 +13,9 @@ from jaxtyping import Float32, Float64, Int8, Int32, UInt16, UInt64
 from winnow.base.errors import UsageError
 from winnow.kernels import native
 from winnow.kernels.cpu import Cell, Cells, Listed
-from winnow.kernels.lazy_kv import LazyKv
+from winnow.kernels.lazy_kv import KvBlock, LazyKv
 from winnow.kernels.matrices import AnyMatrix
-from winnow.kernels.operands import Activation, BitScan, KvBlock
+from winnow.kernels.operands import Activation, BitScan
 from winnow.kernels.records import NeuronRecords
 
 Array = Float32[np.ndarray, "..."]

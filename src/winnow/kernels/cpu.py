@@ -17,9 +17,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Float64, Int8, Int32, Int64, UInt16, UInt64
 
-from winnow.kernels.lazy_kv import LazyKv
+from winnow.kernels.lazy_kv import KvBlock, LazyKv
 from winnow.kernels.matrices import AnyMatrix
-from winnow.kernels.operands import Activation, BitScan, KvBlock
+from winnow.kernels.operands import Activation, BitScan
 from winnow.kernels.records import NeuronRecords
 
 MOST_BATCH = 8

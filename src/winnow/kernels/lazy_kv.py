@@ -1,17 +1,98 @@
-"""LazyKv: keys and values of one layer that are computed late, and from what.   (floor 1 · kernels)"""
+"""Keys and values of one layer; and those that are computed late, and from what.   (floor 1 · kernels)"""
 
+import math
 from typing import Any, ClassVar, final
 
 import numpy as np
-from jaxtyping import Float32
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
 
 from winnow.base.errors import UsageError
 from winnow.kernels import native
 from winnow.kernels.matrices import AnyMatrix
-from winnow.kernels.operands import KvBlock
+from winnow.kernels.operands import DTYPE_CODES, FLOATS, aligned_bytes
+from winnow.kernels.pack import to_int8
 
 Vector = Float32[np.ndarray, " _"]
 Angles = tuple[Float32[np.ndarray, "window half"], Float32[np.ndarray, "window half"]]
+
+
+@final
+class KvBlock:
+    """Keys and values of one layer, [K, capacity, E] each, zero at first; a head's keys are one stream.
+
+    Of int8 each row, the key or the value of one head at one position, is held as whole steps of its scale,
+    ``scales`` being those of the keys and of the values, [K, capacity]: what is read back is within half a
+    step, 1/254 of the row's largest magnitude.
+    """
+
+    __slots__ = ("capacity", "dtype", "handle", "head_width", "keys", "n_kv_heads", "scales", "values")
+
+    def __init__(self, n_kv_heads: int, capacity: int, head_width: int, dtype: torch.dtype) -> None:
+        """Allocate room for `capacity` positions; raises UsageError for a type that no cache has."""
+        if dtype not in (*FLOATS, torch.int8):
+            raise UsageError(f"dtype is {dtype}, expected torch.float32, torch.bfloat16 or torch.int8.")
+        shape = (n_kv_heads, capacity, head_width)
+        if min(shape) < 1:
+            raise UsageError(
+                f"KvBlock received kv heads, capacity, head width = {shape}, expected at least 1 each."
+            )
+        self.n_kv_heads, self.capacity, self.head_width = shape
+        self.dtype = dtype
+        self.keys, self.values = _zeros(shape, dtype), _zeros(shape, dtype)
+        self.scales: tuple[Tensor, Tensor] | None = None
+        if dtype == torch.int8:
+            self.scales = _zeros(shape[:2], torch.float32), _zeros(shape[:2], torch.float32)
+        self.handle = None
+        if native.module is not None:
+            scales = (0, 0) if self.scales is None else [each.data_ptr() for each in self.scales]
+            self.handle = native.module.KvBlock(
+                self.keys.data_ptr(), self.values.data_ptr(), *shape, DTYPE_CODES[dtype], *scales
+            )
+
+    @property
+    def position_bytes(self) -> int:
+        """What a head's key and value of one position take."""
+        return 2 * (self.head_width * self.dtype.itemsize + (4 if self.scales else 0))
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory held."""
+        return self.n_kv_heads * self.capacity * self.position_bytes
+
+    def put(
+        self, start: int, k: Float[Tensor, "n T E"], v: Float[Tensor, "n T E"], head: int | None = None
+    ) -> None:
+        """Store keys and values of the positions from `start` on, of all heads or of one, rounded."""
+        heads = slice(None) if head is None else slice(head, head + 1)
+        at = heads, slice(start, start + k.shape[1])
+        for index, (held, x) in enumerate(((self.keys, k), (self.values, v))):
+            if self.scales is None:
+                held[at] = x
+            else:
+                steps, scales = to_int8(x.flatten(0, 1))
+                held[at], self.scales[index][at] = steps.view(x.shape), scales.view(x.shape[:2])
+
+    def floats(self, start: int, end: int) -> tuple[Float[Tensor, "K T E"], Float[Tensor, "K T E"]]:
+        """Return keys and values of the positions start..end-1: views, or of int8 float32 copies."""
+        keys, values = self.keys[:, start:end], self.values[:, start:end]
+        if self.scales is None:
+            return keys, values
+        by_key, by_value = (scales[:, start:end, None] for scales in self.scales)
+        return keys * by_key, values * by_value
+
+    def take(self, other: "KvBlock", length: int) -> None:
+        """Copy the first `length` positions of a block of the same kind."""
+        pairs = [(self.keys, other.keys), (self.values, other.values)]
+        if self.scales is not None and other.scales is not None:
+            pairs += zip(self.scales, other.scales, strict=True)
+        for mine, theirs in pairs:
+            mine[:, :length] = theirs[:, :length]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return aligned_bytes(math.prod(shape) * dtype.itemsize).view(dtype).view(shape).zero_()
 
 
 @final

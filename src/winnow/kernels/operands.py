@@ -1,10 +1,9 @@
-"""Operands: what they have in common; the cache of keys and values; sets of bits.   (floor 1 · kernels)
+"""Operands: what they have in common; sets of bits.   (floor 1 · kernels)
 
 Each operand holds torch tensors and, with the compiled kernels, a native handle to the same memory. Shapes,
 dtypes and strides are checked when it is made, once, so that the hot calls need not look again.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -54,34 +53,6 @@ def aligned_bytes(n_bytes: int) -> UInt8[Tensor, " n_bytes"]:
     if native.module is not None:
         native.module.advise_huge_pages(memory.data_ptr(), n_bytes)
     return memory
-
-
-@final
-class KvBlock:
-    """Keys and values of one layer, [K, capacity, E] each, zero at first; a head's keys are one stream."""
-
-    __slots__ = ("capacity", "dtype", "handle", "head_width", "keys", "n_kv_heads", "values")
-
-    def __init__(self, n_kv_heads: int, capacity: int, head_width: int, dtype: torch.dtype) -> None:
-        """Allocate room for `capacity` positions."""
-        check_dtype("dtype", dtype)
-        shape = (n_kv_heads, capacity, head_width)
-        if min(shape) < 1:
-            raise UsageError(
-                f"KvBlock received kv heads, capacity, head width = {shape}, expected at least 1 each."
-            )
-        self.n_kv_heads, self.capacity, self.head_width = shape
-        self.dtype = dtype
-        self.keys, self.values = _zeros(shape, dtype), _zeros(shape, dtype)
-        self.handle = None
-        if native.module is not None:
-            self.handle = native.module.KvBlock(
-                self.keys.data_ptr(), self.values.data_ptr(), *shape, DTYPE_CODES[dtype]
-            )
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return aligned_bytes(math.prod(shape) * dtype.itemsize).view(dtype).view(shape).zero_()
 
 
 @final

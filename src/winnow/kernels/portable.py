@@ -28,12 +28,12 @@ from winnow.kernels.gathered_linear.reference import (
     gathered_rows_reference,
 )
 from winnow.kernels.gathered_mlp.reference import dense_mlp_reference, gathered_mlp_reference
-from winnow.kernels.lazy_kv import LazyKv
+from winnow.kernels.lazy_kv import KvBlock, LazyKv
 from winnow.kernels.linear.reference import linear_reference
 from winnow.kernels.matrices import AnyMatrix
 from winnow.kernels.missing_kv.reference import due_heads_reference, missing_kv_reference
 from winnow.kernels.norm.reference import layer_norm_reference, rms_norm_reference
-from winnow.kernels.operands import Activation, BitScan, KvBlock
+from winnow.kernels.operands import Activation, BitScan
 from winnow.kernels.records import NeuronRecords
 from winnow.kernels.rotary.reference import rotate_reference
 from winnow.kernels.unpack.reference import unpack_reference
@@ -85,8 +85,7 @@ class _ReferenceCalls:
 
         def store() -> None:
             at = _position(kv, position)
-            kv.keys[:, at] = torch.from_numpy(k)
-            kv.values[:, at] = torch.from_numpy(v)
+            kv.put(at, torch.from_numpy(k)[:, None], torch.from_numpy(v)[:, None])
 
         self._take(store)
 
@@ -105,8 +104,7 @@ class _ReferenceCalls:
         def mix() -> None:
             end = _position(kv, position) + 1
             start = max(end - window, 0) if window else 0
-            keys, values = kv.keys[:, start:end], kv.values[:, start:end]
-            mixed = attend_reference(torch.from_numpy(q), keys, values, scale)
+            mixed = attend_reference(torch.from_numpy(q), *kv.floats(start, end), scale)
             if heads is None:
                 _write(out, mixed)
                 return
@@ -378,7 +376,7 @@ def _fill(lazy: LazyKv, head: int, position: int) -> None:
     cos, sin = lazy.angles or (None, None)
     angles = None if cos is None or sin is None else (torch.from_numpy(cos[at]), torch.from_numpy(sin[at]))
     k, v = missing_kv_reference(torch.from_numpy(lazy.inputs[at]), weight, bias, norm, angles)
-    kv.keys[head, start:end], kv.values[head, start:end] = k, v
+    kv.put(start, k[None], v[None], head)
     lazy.filled[head] = end
 
 

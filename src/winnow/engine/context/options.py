@@ -68,8 +68,13 @@ class StreamingContext:
         """Return the attention without a model: keys stay where they are, whatever the length."""
         return Streaming(self._options(None, 0))
 
-    def check_fits(self, plan: Plan | None, kv: KvPolicy) -> None:
-        """Raise UsageError for what cannot stream: keys computed late, heads left out."""
+    def check_fits(self, plan: Plan | None, kv: KvPolicy, kv_dtype: str | None = None) -> None:
+        """Raise UsageError for what cannot stream: keys computed late or held otherwise, heads left out."""
+        if kv_dtype is not None:
+            raise UsageError(
+                f"--kv-dtype {kv_dtype} is of an exact context, and a stream keeps its keys in float32; use "
+                "one of --kv-dtype and --context streaming."
+            )
         if kv.is_lazy:
             raise UsageError(
                 "--kv lazy computes keys long after their token, and a stream has sent them on by then; use "

@@ -2,7 +2,7 @@
 
     out_h = sum over t of softmax_t(scale * q_h . k_t) v_t
 
-Reads 2 * K * T * E * itemsize bytes of cache, each byte once: the H // K query heads that share a kv head go
+Reads K * T * `position_bytes` of cache, each byte once: the H // K query heads that share a kv head go
 together. The query and the probabilities stay in float32 whatever the dtype of the cache.
 
     reference.py   the definition
@@ -20,7 +20,7 @@ from winnow.base.errors import UsageError
 from winnow.kernels.checks import float32_array
 from winnow.kernels.cpu import Cpu
 from winnow.kernels.decode_attention.reference import attend_reference
-from winnow.kernels.operands import KvBlock
+from winnow.kernels.lazy_kv import KvBlock
 
 __all__ = ["append_kv", "attend", "attend_reference"]
 

@@ -53,7 +53,7 @@ inline __attribute__((always_inline)) void multiply(At row, const float* queries
     for (int q = 0; q < kQueries; ++q) sums[q] = zero();
     std::int64_t i = 0;
     for (; i + kPair <= width; i += kPair) {
-      if (kPrefetch) {
+      if (kPrefetch && i % kLine<W> == 0) {  // a line of bytes is two pairs
 #pragma GCC unroll 4
         for (std::int64_t l = i; l < i + kPair; l += kLine<W>) prefetch(reinterpret_cast<const char*>(at + l) + ahead);
       }
@@ -124,6 +124,14 @@ inline void exponentiate(float* scores, std::int64_t n, Parts parts) {
   for (int q = 0; q < kQueries; ++q) {
     parts.maximum(q) = high[q];
     parts.total(q) = total[q];
+  }
+}
+
+// The numbers of each position times its scale.
+template <int kQueries>
+inline void multiply_by(const float* scales, std::int64_t n, float* numbers) {
+  for (std::int64_t t = 0; t < n; ++t) {
+    for (int q = 0; q < kQueries; ++q) numbers[t * kQueries + q] *= scales[t];
   }
 }
 

@@ -6,16 +6,16 @@ namespace winnow::WINNOW_LEVEL {
 
 void append_kv(const KvBlock& kv, std::int64_t position, const float* k, const float* v) {
   for (std::int64_t h = 0; h < kv.kv_heads; ++h) {
-    const std::int64_t at = (h * kv.capacity + position) * kv.width;
-    store_rows(kv, kv.keys, at, kv.width, k + h * kv.width);
-    store_rows(kv, kv.values, at, kv.width, v + h * kv.width);
+    store_rows(kv, true, h, position, 1, k + h * kv.width);
+    store_rows(kv, false, h, position, 1, v + h * kv.width);
   }
 }
 
-// What one task reads, and the keys that the next one does: its own where there is none.
+// What one task reads, and the keys that the next one does: its own where there is none. Scales are those of int8.
 template <class W, class Width>
 struct Block {
   const W *keys, *values, *next;
+  const float *key_scales, *value_scales;
   std::int64_t n;
   Width width;
 };
@@ -35,7 +35,9 @@ static void attend_block(const float* queries, const Block<W, Width>& block, flo
   } else {
     score<kQueries, false>(queries, block.keys, n, width, scale, 0, scores);
   }
+  if (block.key_scales) multiply_by<kQueries>(block.key_scales, n, scores);
   exponentiate<kQueries>(scores, n, parts);
+  if (block.value_scales) multiply_by<kQueries>(block.value_scales, n, scores);
   if (is_last && block.next != block.keys) {
     sum_values<kQueries, true>(scores, block.values, n, width, distance(block.values, block.next), parts);
   } else {
@@ -87,9 +89,7 @@ static void attend_typed(Context& context, const float* q, std::int64_t heads, c
   float* parts = context.scratch.floats(1, heads * blocks * part);
   const auto *keys = reinterpret_cast<const W*>(kv.keys), *values = reinterpret_cast<const W*>(kv.values);
   const auto head = [&](std::int64_t place) { return listed ? listed[place] : place; };
-  const auto at = [&](std::int64_t task) {
-    return (head(task / blocks) * kv.capacity + start + task % blocks * size) * width;
-  };
+  const auto row = [&](std::int64_t task) { return head(task / blocks) * kv.capacity + start + task % blocks * size; };
   const auto finish = [&](std::int64_t kv_head) {
     for (std::int64_t h = kv_head * shared; h < (kv_head + 1) * shared; ++h) {
       combine(Parts{parts + h * blocks * part, part}, blocks, width, out + h * width);
@@ -99,9 +99,14 @@ static void attend_typed(Context& context, const float* q, std::int64_t heads, c
   auto job = [&](Pool& pool) {
     each_block_ahead(pool, 0, count * blocks, [&](std::int64_t task, std::int64_t next) {
       const std::int64_t kv_head = head(task / blocks), b = task % blocks;
-      const W* first = keys + at(task);
-      const Block<W, Width> block{first, values + at(task), next < 0 ? first : keys + at(next),
-                                  b + 1 < blocks ? size : span - b * size, width};
+      const W* first = keys + row(task) * width;
+      const Block<W, Width> block{first,
+                                  values + row(task) * width,
+                                  next < 0 ? first : keys + row(next) * width,
+                                  kv.key_scales ? kv.key_scales + row(task) : nullptr,
+                                  kv.value_scales ? kv.value_scales + row(task) : nullptr,
+                                  b + 1 < blocks ? size : span - b * size,
+                                  width};
       const Parts mine{parts + (kv_head * shared * blocks + b) * part, blocks * part};
       attend_sharers<kMostQueries>(queries + kv_head * shared * width, block, scale, shared, true, mine);
       if (blocks == 1) finish(kv_head);
@@ -122,7 +127,11 @@ void attend(Context& context, const float* q, std::int64_t heads, const KvBlock&
     };
     kv.width == 64 ? wide(Fixed<64>{}) : kv.width == 128 ? wide(Fixed<128>{}) : wide(kv.width);
   };
-  kv.dtype == Dtype::bfloat16 ? typed(bf16{}) : typed(float{});
+  switch (kv.dtype) {
+    case Dtype::bfloat16: return typed(bf16{});
+    case Dtype::int8: return typed(int8{});
+    default: return typed(float{});
+  }
 }
 
 }  // namespace winnow::WINNOW_LEVEL

@@ -93,8 +93,7 @@ static void compute(Context& context, const LazyKv& lazy, std::int64_t position,
       float* y = found + task * most * width;
       products<W>(matrix, begin, width, next < 0 ? -1 : begin_of(next), x + most - missing, missing, y);
       settle_rows(lazy, begin, task % 2 == 0, first, missing, y);
-      store_rows(lazy.kv, task % 2 == 0 ? lazy.kv.keys : lazy.kv.values,
-                 (head * lazy.kv.capacity + first) * width, missing * width, y);
+      store_rows(lazy.kv, task % 2 == 0, head, first, missing, y);
     });
     pool.wait(0, 2 * count);
   };

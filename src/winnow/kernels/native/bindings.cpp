@@ -43,9 +43,11 @@ NB_MODULE(_native, m) {
       });
   nb::class_<KvBlock>(m, "KvBlock")
       .def("__init__", [](KvBlock* self, std::uintptr_t keys, std::uintptr_t values, std::int64_t kv_heads,
-                          std::int64_t capacity, std::int64_t width, int dtype) {
+                          std::int64_t capacity, std::int64_t width, int dtype, std::uintptr_t key_scales,
+                          std::uintptr_t value_scales) {
         new (self) KvBlock{reinterpret_cast<char*>(keys), reinterpret_cast<char*>(values), kv_heads, capacity, width,
-                           static_cast<Dtype>(dtype)};
+                           static_cast<Dtype>(dtype), reinterpret_cast<float*>(key_scales),
+                           reinterpret_cast<float*>(value_scales)};
       });
 
   nb::class_<LazyKv>(m, "LazyKv")

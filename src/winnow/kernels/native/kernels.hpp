@@ -58,6 +58,7 @@ struct KvBlock {
   char *keys, *values;
   std::int64_t kv_heads, capacity, width;
   Dtype dtype;
+  float *key_scales, *value_scales;  // int8: [kv_heads, capacity] each; null otherwise
 };
 
 constexpr std::int64_t kMostWindow = 64;  // lazy_kv.py holds windows to it
