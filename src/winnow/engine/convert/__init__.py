@@ -11,7 +11,15 @@
 A .bin file is a program that its reader is asked to run. Here it is a table of numbers to be checked.
 """
 
-from winnow.engine.convert.packed import Form, Packed, find_packed, open_weights, pack, read_packed
+from winnow.engine.convert.packed import (
+    Form,
+    Packed,
+    find_packed,
+    open_weights,
+    pack,
+    packed_files,
+    read_packed,
+)
 from winnow.engine.convert.pickled import PickledCheckpoint, TorchFile
 from winnow.engine.convert.rewrite import Converted, convert
 
@@ -25,5 +33,6 @@ __all__ = [
     "find_packed",
     "open_weights",
     "pack",
+    "packed_files",
     "read_packed",
 ]

@@ -12,7 +12,9 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import BinaryIO, final
 
@@ -161,20 +163,50 @@ def read_packed(path: Path, checkpoint: Checkpoint, form: Form) -> Weights:
     Reads each byte once, into the memory where it stays. Raises ModelError for a file that is missing,
     broken, of another version, form or checkpoint, with the command that makes it anew.
     """
+    with _refusing(path, checkpoint, form), path.open("rb", buffering=0) as file:
+        weights, begin = _checked(file, checkpoint, form)
+        check_memory(sum(tensor.nbytes for tensor in parts(weights).values()), str(path))
+        _fill(file, begin, weights)
+    return weights
+
+
+def packed_files(checkpoint: Checkpoint) -> dict[Path, str]:
+    """Return which packed files lie beside the weights and why each does not fit them, "" where it does.
+
+    Looks at headers and sizes, not at the data.
+    """
+    found: dict[Path, str] = {}
+    for dtype, head_dtype, by_head in product(DTYPES, DTYPES, (False, True)):
+        form = Form(dtype, head_dtype, by_head)
+        try:
+            path = find_packed(checkpoint.directory, form)
+            if path is not None:
+                found[path] = ""
+                with _refusing(path, checkpoint, form), path.open("rb", buffering=0) as file:
+                    _checked(file, checkpoint, form)
+        except (ModelError, UsageError) as error:
+            found[checkpoint.directory / form.file_name] = str(error)
+    return found
+
+
+@contextmanager
+def _refusing(path: Path, checkpoint: Checkpoint, form: Form) -> Iterator[None]:
+    """Turn what is said of a file into the whole sentence."""
     try:
-        with path.open("rb", buffering=0) as file:
-            wanted = _wanted(checkpoint, form)
-            _check_said(_said(file), wanted, checkpoint.directory)
-            check_memory(os.fstat(file.fileno()).st_size, str(path))
-            weights = _empty(checkpoint, form)
-            begin = _check_layout(file, _entries(weights), wanted)
-            _fill(file, begin, weights)
+        yield
     except (ModelError, OSError) as error:
         reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
         raise ModelError(
             f"{path} {reason}. Make it anew: winnow convert {checkpoint.directory} {form.options}."
         ) from None
-    return weights
+
+
+def _checked(file: BinaryIO, checkpoint: Checkpoint, form: Form) -> tuple[Weights, int]:
+    """Return memory laid out for what `file` holds, and where its data begins."""
+    wanted = _wanted(checkpoint, form)
+    _check_said(_said(file), wanted, checkpoint.directory)
+    weights = _empty(checkpoint, form)
+    return weights, _check_layout(file, _entries(weights), wanted)
 
 
 def _packed_now(checkpoint: Checkpoint, form: Form) -> Weights:
