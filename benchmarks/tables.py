@@ -75,6 +75,8 @@ COLUMNS = {
     "last_token": Column("last tokens", ".1%"),
     "worst_certificate": Column("largest certificate", ".1e"),
     "token_set": Column("token sets found", ".1%"),
+    "load_s": Column("seconds", ".2f"),
+    "load_least_s": Column("least", ".2f"),
     "resident_of_packed": Column("resident", ".2f"),
     "peak_of_packed": Column("peak", ".2f"),
     "ttft_s": Column("first token, s", ".2f"),

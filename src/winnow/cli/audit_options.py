@@ -94,7 +94,7 @@ def add_timing(parser: Parser) -> None:
     add("--plan", type=Path, metavar="PLAN", help="default: winnow-plan.safetensors beside the weights")
     add("--dtype", choices=("fp32", "bf16", "int8", "int4"), default="bf16", help="of the weights (bf16)")
     add("--threads", type=int, metavar="N", help="default: the processors at hand")
-    parser.set_defaults(head_dtype=None, kv_dtype=None, check_tensors=False)
+    parser.set_defaults(head_dtype=None, kv_dtype=None, packed=None, check_tensors=False)
     _add_report(parser)
 
 

@@ -1,4 +1,4 @@
-"""winnow inspect: what a checkpoint and its plan hold.   (floor 8 · cli)"""
+"""winnow inspect: what a checkpoint, its packed files and its plan hold.   (floor 8 · cli)"""
 
 import argparse
 import math
@@ -9,6 +9,7 @@ from winnow.cli.opening import open_checkpoint
 from winnow.cli.show import quantity, share, show_json, show_pairs, show_table
 from winnow.engine.checkpoint import Checkpoint, check_finite
 from winnow.engine.config import ModelConfig
+from winnow.engine.convert import packed_files
 from winnow.engine.sparsity import IndexPredictor, LowRankPredictor, Plan, find_plan, read_plan
 
 SHAPE = ("n_layers", "width", "n_heads", "n_kv_heads", "head_width", "n_neurons", "vocab_size", "n_positions")
@@ -32,12 +33,16 @@ def run(arguments: argparse.Namespace) -> int:
         check_finite(checkpoint)
     path = find_plan(checkpoint.directory)
     plan = read_plan(path, checkpoint.config, checkpoint.content_hash()) if path else None
-    model = _model(checkpoint)
+    model, packed = _model(checkpoint), _packed(checkpoint)
     if arguments.json:
-        show_json({**model, "plan": plan and _plan(plan, checkpoint.config)})
+        show_json({**model, "packed": packed, "plan": plan and _plan(plan, checkpoint.config)})
         return 0
     rows = [(key, quantity(_n_bytes(checkpoint)) if key == "bytes" else str(model[key])) for key in model]
     show_pairs(str(checkpoint.directory), rows)
+    for each in packed:
+        print(f"Packed: {each['file']}, {quantity(each['bytes'])}{each['problem'] and ', does not fit'}.")
+        if each["problem"]:
+            say(each["problem"])
     if plan is None:
         print("No plan: it runs dense until winnow calibrate has made one.")
     else:
@@ -57,6 +62,15 @@ def _model(checkpoint: Checkpoint) -> dict[str, object]:
         "dtypes": ", ".join(sorted({dtype for _, dtype in described})),
         "content_hash": checkpoint.content_hash(),
     }
+
+
+def _packed(checkpoint: Checkpoint) -> list[dict]:
+    """Return the packed files beside the weights, and why each does not fit them, "" where it does."""
+    found = packed_files(checkpoint)
+    return [
+        {"file": path.name, "bytes": path.stat().st_size, "problem": problem}
+        for path, problem in found.items()
+    ]
 
 
 def _n_bytes(checkpoint: Checkpoint) -> int:

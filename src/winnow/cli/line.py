@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Command:
-    """One command: its words, those in brackets first and optional, and what adds its options."""
+    """One command: its words, optional ones in brackets and side by side, and what adds its options."""
 
     summary: str
     words: tuple[str, ...]
@@ -170,21 +170,24 @@ def _parser(name: str, command: Command) -> Parser:
 
 
 def _take_words(arguments: argparse.Namespace, command: Command, words: list[str], name: str) -> None:
-    """Give each word of the line to the place it fills; optional places stay empty first.
+    """Give each word of the line to the place it fills; optional places stay empty, the first ones first.
 
     Of a word that an option may give by file, as --prompt-file does PROMPT, the place is then gone.
     """
     given = {f"{word}_file" for word in map(_attribute, command.words)} & vars(arguments).keys()
     filled = {name.removesuffix("_file") for name in given if getattr(arguments, name) is not None}
     places = [place for place in command.words if _attribute(place) not in filled]
-    n_optional = sum(place.startswith("[") for place in places)
+    optional = [place for place in places if place.startswith("[")]
     n_missing = len(places) - len(words)
     expected = " ".join(places) or "no words"
     if n_missing < 0:
         raise UsageError(f"received {len(words)} words, expected {expected}; quote what holds spaces.")
-    if n_missing > n_optional:
-        raise UsageError(f"{places[-1]} is missing, expected {expected}. See winnow {name} --help")
-    for place, word in zip(places, [None] * n_missing + words, strict=True):
+    if n_missing > len(optional):
+        last = [place for place in places if place not in optional][-1]
+        raise UsageError(f"{last} is missing, expected {expected}. See winnow {name} --help")
+    given_words = iter(words)
+    for place in places:
+        word = None if place in optional[:n_missing] else next(given_words)
         setattr(arguments, _attribute(place), word)
 
 

@@ -28,6 +28,12 @@ def add_model_options(parser: Parser, dtype: str = "bf16", among: Sequence[str] 
         )
     parser.add_argument("--threads", type=positive, metavar="N", help="default: the processors at hand")
     parser.add_argument("--offline", action="store_true", help="never reach for the network")
+    parser.add_argument(
+        "--packed",
+        type=Path,
+        metavar="FILE",
+        help="weights from winnow convert --pack; default: those beside the model, if they are there",
+    )
     add_check_tensors(parser)
 
 
@@ -287,10 +293,16 @@ def add_inspect(parser: Parser) -> None:
 
 def add_convert(parser: Parser) -> None:
     """Add what `winnow convert` takes."""
-    parser.add_argument(
-        "--dtype", choices=("fp32", "fp16", "bf16"), help="cast the weights; default: as they are stored"
+    add = parser.add_argument
+    add("--pack", action="store_true", help="write the weights as the kernels read them, beside the model")
+    add(
+        "--dtype",
+        choices=("fp32", "fp16", *PRECISIONS[1:]),
+        help="cast the weights (fp32, fp16, bf16); default: as they are stored. With --pack, in which they "
+        "are held (fp32, bf16, int8, int4); default: bf16",
     )
-    parser.add_argument("--offline", action="store_true", help="never reach for the network")
+    add("--head-dtype", choices=PRECISIONS, help="with --pack: that of the map to logits (as --dtype)")
+    add("--offline", action="store_true", help="never reach for the network")
     add_json(parser)
 
 

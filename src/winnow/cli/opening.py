@@ -11,9 +11,9 @@ from torch import Tensor
 from winnow.base.errors import ModelError, UsageError
 from winnow.base.room import check_memory
 from winnow.cli.failures import say
-from winnow.engine import load_weights
 from winnow.engine.checkpoint import Checkpoint, check_finite
 from winnow.engine.context import StreamingContext
+from winnow.engine.convert import Form, open_weights
 from winnow.engine.generate import Engine, load
 from winnow.engine.sparsity import windows
 from winnow.engine.sparsity.fidelity import WINDOW_TOKENS
@@ -52,6 +52,7 @@ def open_engine(
         kv_dtype=arguments.kv_dtype,
         context="exact" if context is None else context,
         constant_work=constant_work,
+        packed=arguments.packed or "auto",
     )
     if engine.kv.is_lazy and not (engine.plan and engine.plan.has_heads) and not arguments.quiet:
         say(f"{NO_LAZY}; take a plan that leaves heads out.")
@@ -73,7 +74,7 @@ def open_exact(arguments: argparse.Namespace) -> Weights:
     """Return the weights of MODEL in fp32; raises ResourceError where they do not fit beside what is held."""
     checkpoint = open_checkpoint(arguments)
     check_memory(checkpoint.memory_bytes(torch.float32), f"{checkpoint.directory} in fp32, to compare with")
-    return load_weights(checkpoint, torch.float32)
+    return open_weights(checkpoint, Form("fp32", "fp32"), "auto")
 
 
 def open_checkpoint(arguments: argparse.Namespace) -> Checkpoint:

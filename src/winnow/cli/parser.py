@@ -80,11 +80,14 @@ COMMANDS: dict[str, Command | Group] = {
     "bench": Command("time dense and sparse side by side", ("[MODEL]",), add_bench),
     "inspect": Command("say what a checkpoint and its plan hold", ("[MODEL]",), add_inspect),
     "convert": Command(
-        "make safetensors of .bin weights, without unpickling",
-        ("SRC", "DST"),
+        "make safetensors of .bin weights, without unpickling; or pack weights, to be loaded sooner",
+        ("SRC", "[DST]"),
         add_convert,
         "SRC is a directory, or a hub id, with pytorch_model.bin; DST a new or empty directory. Code beside "
-        "the weights is never copied.",
+        "the weights is never copied. With --pack, SRC holds safetensors: its weights are written as the "
+        "kernels read them, in the types named, to winnow-packed-....safetensors beside them, or in DST. "
+        "Every command finds the one beside the weights if it asks for the same types; --packed names "
+        "another. Where the plan beside the weights leaves heads out, they are packed for it.",
     ),
     "doctor": Command("say what this machine offers Winnow", (), add_doctor),
     "search": Command(

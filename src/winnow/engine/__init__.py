@@ -5,7 +5,7 @@
     families/       one file per architecture: how its config and tensors are spelled
     checkpoint.py   a model directory or hub id, opened safely
     tokenizer.py    text to token ids and back, streaming included
-    convert/        .bin weights, read without unpickling, written as safetensors
+    convert/        .bin weights, written as safetensors without unpickling; weights packed in a file
     cache.py        keys and values of the positions computed so far, at once or when needed
     model.py        the dense definition, in the order of the act
     sparsity/       predictors, plans, their calibration and their fidelity

@@ -67,8 +67,8 @@ class Checkpoint:
         self.directory = directory
         self.raw_config = read_json(contained(directory, CONFIG))
         self.config = _with_generation_ends(parse_config(self.raw_config, str(directory / CONFIG)), directory)
-        self._paths = _weight_files(directory)
-        self._files = {path: _open_safetensors(path) for path in self._paths}
+        self.paths = _weight_files(directory)
+        self._files = {path: _open_safetensors(path) for path in self.paths}
         self._file_of = _index_names(self._files)
         _refuse_quantised(directory, self._file_of)
         _check_index(directory, {name: path.name for name, path in self._file_of.items()})
@@ -126,7 +126,7 @@ class Checkpoint:
         digest = hashlib.sha256()
         stable = {key: value for key, value in self.raw_config.items() if key not in VOLATILE_KEYS}
         digest.update(json.dumps(stable, sort_keys=True).encode())
-        for path in self._paths:
+        for path in self.paths:
             _hash_file(digest, path)
         return digest.hexdigest()
 

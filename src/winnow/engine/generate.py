@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from winnow.base.errors import ModelError, ResourceError, UsageError
-from winnow.base.room import check_memory
 from winnow.engine.cache import KV_POLICIES, KvPolicy
 from winnow.engine.checkpoint import Checkpoint
 from winnow.engine.context import (
@@ -21,19 +20,18 @@ from winnow.engine.context import (
     StreamingDecoding,
     torch_threads,
 )
+from winnow.engine.convert import Form, open_weights
 from winnow.engine.counts import DecodeCounts
 from winnow.engine.decode import Decoder, Decoding
-from winnow.engine.families import load_weights
 from winnow.engine.prefill import Prefill
 from winnow.engine.sampling import SamplingOptions, pick
 from winnow.engine.sparsity import Plan, find_plan, open_plan
 from winnow.engine.tokenizer import CertainText, Tokenizer
-from winnow.engine.weights import Weights
-from winnow.kernels import int4, open_cpu
+from winnow.engine.weights import DTYPES, Weights
+from winnow.kernels import open_cpu
 
 # Per position. No tokenizer packs text this densely, and a text beyond it takes seconds to cut into tokens.
 MOST_CHARACTERS = 1024
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "int4": int4}
 KV_DTYPES = {name: DTYPES[name] for name in ("bf16", "fp32", "int8")}  # of keys and values
 
 
@@ -314,6 +312,7 @@ def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
     context: str | StreamingContext = "exact",
     constant_work: bool = False,
     kv_dtype: str | None = None,
+    packed: str | Path | None = "auto",
 ) -> Engine:
     """Load a checkpoint directory, bundled name or hub id (left out: pico) and return an Engine.
 
@@ -326,6 +325,8 @@ def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
     `StreamingContext` with its budget, goes on without end in constant memory, with a plan or without.
     `constant_work` computes as many neurons in every step, so that its time tells less of the text; same
     tokens, slower, and not with a stream.
+    `packed`: "auto" reads the weights that ``winnow convert --pack`` left beside the model, if they fit it; a
+    path names another such file; None packs the weights now. Same bits either way.
     Raises ModelError for a missing or broken model or plan, ResourceError for a device this machine lacks
     and, before a weight is read, for more memory than is free.
     """
@@ -355,11 +356,8 @@ def load(  # noqa: PLR0913 -- a public verb, whose options stand in the call
         streams.check_fits(opened, KV_POLICIES[kv], kv_dtype)
         streams.kind(checkpoint.config)
     # Last, as it is the longest: what is small has been found good by now.
-    held, held_head = DTYPES[dtype], DTYPES[head_dtype or dtype]
-    check_memory(checkpoint.memory_bytes(held, held_head), str(checkpoint.directory))
-    weights = load_weights(
-        checkpoint, held, head_dtype=held_head, by_head=opened is not None and opened.has_heads
-    )
+    form = Form(dtype, head_dtype or dtype, opened is not None and opened.has_heads)
+    weights = open_weights(checkpoint, form, packed)
     weights = replace(weights, kv_dtype=None if kv_dtype is None else KV_DTYPES[kv_dtype])
     return Engine(weights, tokenizer, opened, n_threads, KV_POLICIES[kv], streams, constant_work)
 

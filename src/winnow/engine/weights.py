@@ -16,8 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from winnow.engine.config import ModelConfig
-from winnow.kernels import Activation, AnyMatrix, Calls, Lists, NeuronRecords, matrix
+from winnow.kernels import Activation, AnyMatrix, Calls, Lists, NeuronRecords, int4, matrix
 from winnow.kernels.gathered_linear import by_blocks, from_blocks
+
+# The types in which weights are held, by the names that users give them.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "int4": int4}
 
 
 @final

@@ -76,6 +76,17 @@ class NeuronRecords:
     @classmethod
     def empty(cls, n_neurons: int, width: int, dtype: torch.dtype, is_gated: bool = False) -> "NeuronRecords":
         """Return records with zero biases and uninitialised weights, on huge pages."""
+        records = cls.unwritten(n_neurons, width, dtype, is_gated)
+        # With the three bytes before it, some of which may lie between weights and tail: equal weights are
+        # equal records.
+        records.storage[:, max(0, records._tail_offset_bytes - 3) :] = 0
+        return records
+
+    @classmethod
+    def unwritten(
+        cls, n_neurons: int, width: int, dtype: torch.dtype, is_gated: bool = False
+    ) -> "NeuronRecords":
+        """Return records of memory that nobody has touched, on huge pages, to be written as a whole."""
         if dtype not in DTYPE_CODES:
             raise UsageError(f"dtype is {dtype}, expected one of {', '.join(map(str, DTYPE_CODES))}.")
         if n_neurons < 1 or width < 1:
@@ -86,9 +97,8 @@ class NeuronRecords:
             raise UsageError(f"int8 holds rows of at most {MOST_BYTES} weights, these have {width}.")
         if dtype == int4:
             check_int4(width)
-        _, tail, record_bytes = _layout(width, dtype, is_gated)
+        _, _, record_bytes = _layout(width, dtype, is_gated)
         storage = aligned_bytes(n_neurons * record_bytes).view(n_neurons, record_bytes)
-        storage[:, tail:] = 0
         return cls(storage, width, dtype, is_gated)
 
     @classmethod

@@ -6,7 +6,7 @@ shapes and types alone, then writes the data as it comes: one tensor in memory, 
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -74,7 +74,7 @@ def write_shards(
     names = shard_names(len(shards))
     for name, entries in zip(names, shards, strict=True):
         try:
-            _write_shard(directory / name, entries, read, report)
+            write_file(directory / name, entries, {"format": "pt"}, read, report)
         except OSError as error:  # a failed write does not say where
             raise OSError(error.errno, error.strerror, name) from error
     if len(shards) > 1:
@@ -85,19 +85,25 @@ def write_shards(
         (directory / INDEX).write_text(json.dumps(index, indent=2))
 
 
-def _write_shard(
-    path: Path, entries: Sequence[Entry], read: Callable[[str], Tensor], report: Callable[[int], None]
+def write_file(
+    path: Path,
+    entries: Sequence[Entry],
+    metadata: Mapping[str, str],
+    read: Callable[[str], Tensor],
+    report: Callable[[int], None],
 ) -> None:
+    """Write one file of `entries` in their order, as `write_shards` does each of its own."""
     with path.open("wb") as file:
-        file.write(_header(entries))
+        file.write(header(entries, metadata))
         for entry in entries:
-            for piece in _pieces(read(entry.name).to(entry.dtype).contiguous()):
+            for piece in pieces(read(entry.name).to(entry.dtype).contiguous(), WRITTEN_AT_ONCE):
                 file.write(piece)
                 report(len(piece))
 
 
-def _header(entries: Sequence[Entry]) -> bytes:
-    table: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
+    """Return the bytes that stand before the data of `entries`: a length, then the table of tensors."""
+    table: dict[str, object] = {"__metadata__": metadata}
     end = 0
     for entry in entries:
         begin, end = end, end + entry.n_bytes
@@ -111,10 +117,10 @@ def _header(entries: Sequence[Entry]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _pieces(tensor: Tensor) -> Iterator[memoryview]:
-    """Yield the bytes of a contiguous tensor in pieces."""
+def pieces(tensor: Tensor, n_bytes: int) -> Iterator[memoryview]:
+    """Yield the bytes of a contiguous tensor, the same memory, in pieces of at most `n_bytes`."""
     if tensor.numel() == 0:
         return
     data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType] (3.11 has no Buffer)
-    for begin in range(0, len(data), WRITTEN_AT_ONCE):
-        yield data[begin : begin + WRITTEN_AT_ONCE]
+    for begin in range(0, len(data), n_bytes):
+        yield data[begin : begin + n_bytes]

@@ -3,11 +3,9 @@
 The four differ by biases, query and key norms, windows and defaults only; `parse` settles all of it.
 """
 
-import torch
-
 from winnow.engine.config import LARGEST_COUNT, Fields, ModelConfig
 from winnow.engine.families.rope import parse_rope
-from winnow.engine.families.tensors import HEAD, Shapes, Tensors, TensorSource
+from winnow.engine.families.tensors import HEAD, AbstractTensors, Shapes
 from winnow.engine.weights import Layer, Weights
 from winnow.kernels import relu, silu
 
@@ -111,10 +109,9 @@ def shapes(config: ModelConfig) -> Shapes:
     return table if config.is_tied else {**table, HEAD: (config.vocab_size, d)}
 
 
-def load(source: TensorSource, dtype: torch.dtype, head_dtype: torch.dtype | None, by_head: bool) -> Weights:
-    """Return the weights in `dtype`, the head in `head_dtype`; norms and biases in float32."""
-    config = source.config
-    tensors = Tensors(source, shapes(config), dtype, head_dtype)
+def load(tensors: AbstractTensors, by_head: bool) -> Weights:
+    """Return the weights that `tensors` give; norms and biases in float32."""
+    config = tensors.config
     embed = tensors.embedding(EMBED)
     return Weights(
         config=config,
@@ -128,7 +125,7 @@ def load(source: TensorSource, dtype: torch.dtype, head_dtype: torch.dtype | Non
     )
 
 
-def _layer(tensors: Tensors, config: ModelConfig, index: int, by_head: bool) -> Layer:
+def _layer(tensors: AbstractTensors, config: ModelConfig, index: int, by_head: bool) -> Layer:
     at = f"model.layers.{index}"
     qkv = tuple(f"{at}.self_attn.{each}_proj" for each in "qkv")
     eps = config.norm_eps

@@ -4,10 +4,8 @@ Every size of the family, the one with norms after the residual (350m) included:
 narrower than the model, and a pair of maps without bias goes in and out.
 """
 
-import torch
-
 from winnow.engine.config import LARGEST_COUNT, Fields, ModelConfig
-from winnow.engine.families.tensors import HEAD, Shapes, Tensors, TensorSource
+from winnow.engine.families.tensors import HEAD, AbstractTensors, Shapes
 from winnow.engine.weights import Layer, Weights
 from winnow.kernels import relu
 
@@ -76,10 +74,9 @@ def shapes(config: ModelConfig) -> Shapes:
     return table if config.is_tied else {**table, HEAD: (config.vocab_size, w)}
 
 
-def load(source: TensorSource, dtype: torch.dtype, head_dtype: torch.dtype | None, by_head: bool) -> Weights:
-    """Return the weights in `dtype`, the head in `head_dtype`; norms and biases in float32."""
-    config = source.config
-    tensors = Tensors(source, shapes(config), dtype, head_dtype)
+def load(tensors: AbstractTensors, by_head: bool) -> Weights:
+    """Return the weights that `tensors` give; norms and biases in float32."""
+    config = tensors.config
     embed = tensors.embedding(EMBED)
     positions = tensors.table(f"{ROOT}.embed_positions.weight")[UNUSED_POSITIONS:]
     is_projected = config.embed_width != config.width
@@ -95,7 +92,7 @@ def load(source: TensorSource, dtype: torch.dtype, head_dtype: torch.dtype | Non
     )
 
 
-def _layer(tensors: Tensors, config: ModelConfig, index: int, by_head: bool) -> Layer:
+def _layer(tensors: AbstractTensors, config: ModelConfig, index: int, by_head: bool) -> Layer:
     at = f"{ROOT}.layers.{index}"
     has_bias = config.has_mlp_bias
     return Layer(
@@ -111,5 +108,5 @@ def _layer(tensors: Tensors, config: ModelConfig, index: int, by_head: bool) -> 
     )
 
 
-def _norm(tensors: Tensors, config: ModelConfig, name: str):
+def _norm(tensors: AbstractTensors, config: ModelConfig, name: str):
     return tensors.layer_norm(name, config.width, config.norm_eps)
