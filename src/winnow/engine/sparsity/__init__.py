@@ -4,7 +4,7 @@ predictor/        which neurons to compute, from a look at an input of the layer
 sparse_mlp.py     the definition of a winnowed MLP, and the shares of neurons it counts
 sparse_heads.py   the definition of attention with some heads
 plan.py           the predictors of one model, in one file
-adapter.py        a transformers model with winnowed MLPs
+adapter.py        a transformers model with winnowed MLPs and heads
 fidelity.py       sparse against dense, token by token
 observe.py        one dense pass: moments and samples of every layer's input
 frontier.py       what each setting of each kind would cost and lose, layer by layer
