@@ -21,14 +21,18 @@ from winnow.engine.sparsity import (
     windows,
 )
 from winnow.engine.sparsity.finetune import Effort
-from winnow.engine.sparsity.predictor import fit_heads, head_energies
+from winnow.engine.sparsity.heldout import HeldOut
+from winnow.engine.sparsity.plan import Plan, Provenance
+from winnow.engine.sparsity.predictor import fit_heads, head_energies, keeping
 from winnow.engine.sparsity.resume import partial_directory
+from winnow.engine.sparsity.search import HEAD_STEPS, PRICED_SHARE, HeadLadder
 from winnow.kernels import open_cpu
 
 HASH = "a" * 64
 QUICK = CalibrationOptions(
     target_kld=0.2, predictor="svd", sample_rows=512, effort=Effort(20, 32), quiet=True
 )
+EMPTY = Plan(Provenance(HASH, HASH, "same-layer", "svd", 0.2, 0.0, 1.0, 1.0, 1), (None,) * 3)
 GROUPED = "llama-grouped"  # 6 query heads, 2 kv heads of width 20
 
 
@@ -64,20 +68,55 @@ def half(opt):
     return calibrate(opt, HASH, text(700), dataclasses.replace(QUICK, heads=0.5))
 
 
+def shares(fits, heads) -> list[float]:
+    """Return the share of each layer's heads that predictors keep, on the tokens that judged the fits."""
+    return [
+        1.0 if kept is None else (fit.foretold + (kept.bias - fit.predictor.bias) > 0).double().mean().item()
+        for fit, kept in zip(fits, heads, strict=True)
+    ]
+
+
 @pytest.mark.parametrize("name", ["opt", GROUPED])
-def test_every_layer_keeps_the_share_on_text_that_was_not_fitted(name):
+def test_the_share_is_the_mean_over_layers_on_text_that_was_not_fitted(name):
     weights = weights_of(name)
     fits = fit_heads(weights, text(1001), silent)
     for share in (0.1, 0.37, 0.9):
-        for fit in fits:
-            kept = fit.keeping(share)
-            assert kept is not None
-            scores = fit.foretold + (kept.bias - fit.predictor.bias)
-            assert (scores > 0).double().mean().item() == pytest.approx(share, abs=0.01)
-    slot = SparseHeads([fits[0].keeping(0.37), *[None] * (len(fits) - 1)])
+        alike, dearer = (shares(fits, keeping(fits, [1.0, price, 1.0], share)) for price in (1.0, 2.0))
+        for kept in (alike, dearer):
+            assert sum(kept) / len(kept) == pytest.approx(share, abs=0.01)
+        assert dearer[1] >= alike[1]
+        assert dearer[0] + dearer[2] <= alike[0] + alike[2]
+    slot = SparseHeads(keeping(fits, [1.0] * len(fits), 0.37))
     for ids in text(601, seed=2):
         forward(weights, ids, KvCache(weights.config, len(ids), torch.float32), heads=slot)
-    assert (slot.selected[0] / slot.seen[0]).item() == pytest.approx(0.37, abs=0.1)
+    assert slot.density == pytest.approx(0.37, abs=0.1)
+
+
+def test_a_layer_that_costs_nothing_goes_first_and_one_beyond_price_keeps_all(opt):
+    fits = fit_heads(opt, text(700), silent)
+    assert shares(fits, keeping(fits, [1.0, 0.0, 1e30], 2 / 3)) == pytest.approx([1, 0, 1], abs=0.01)
+
+
+def test_prices_are_what_leaving_out_costs_per_energy_lost(opt):
+    fits, texts = fit_heads(opt, text(1501), silent), text(300, seed=3)
+    ladder = HeadLadder(fits, HeldOut(opt, texts, silent), silent)
+    kept = fits[1].above(fits[1].bound(PRICED_SHARE))
+    alone = dataclasses.replace(EMPTY, heads=(None, kept, None))
+    lost = (fits[1].said.exp() * (fits[1].foretold <= fits[1].bound(PRICED_SHARE))).sum(1).mean().item()
+    assert lost > 0
+    assert ladder.prices[1] * lost == pytest.approx(compare(opt, alone, texts, silent).kld_mean, rel=1e-4)
+    assert shares(fits, ladder.keeping(0.8)) == shares(fits, keeping(fits, ladder.prices, 0.8))
+
+
+def test_spread_by_price_the_same_share_loses_less_than_kept_by_every_layer(opt):
+    fits, texts = fit_heads(opt, text(1501), silent), text(900, seed=3)
+    held = HeldOut(opt, texts, silent)
+    ladder = HeadLadder(fits, HeldOut(opt, text(600, seed=4), silent), silent)
+    everything = (None,) * len(fits)
+    spread = held.measure(everything, ladder.keeping(0.8))
+    equal = held.measure(everything, [fit.above(fit.bound(0.8)) for fit in fits])
+    assert spread.head_density == pytest.approx(equal.head_density, abs=0.02)
+    assert spread.kld < 0.9 * equal.kld
 
 
 @pytest.mark.parametrize("name", ["opt", GROUPED])
@@ -105,7 +144,7 @@ def test_what_is_foretold_tells_loud_heads_from_quiet_ones(opt):
 
 def test_a_share_of_nearly_one_is_the_plan_with_all_heads(opt, without):
     fits = fit_heads(opt, text(700), silent)
-    assert [fit.keeping(1 - 1e-6) for fit in fits] == [None] * len(fits)
+    assert keeping(fits, [1.0] * len(fits), 1 - 1e-6) == (None,) * len(fits)
     dense, partial = without
     plan = calibrate(opt, HASH, text(700), dataclasses.replace(QUICK, heads=1 - 1e-6), partial)
     assert not plan.has_heads
@@ -150,11 +189,18 @@ def test_decoding_leaves_out_the_heads_of_the_definition():
     assert (found - expected).norm() / expected.norm() < 1e-3
 
 
-def test_auto_keeps_the_smallest_share_that_holds_and_all_heads_where_none_does(opt):
+def test_auto_keeps_the_smallest_share_that_holds_and_all_heads_where_none_does(opt, without):
+    dense, partial = without
     generous = dataclasses.replace(QUICK, target_kld=9.0, heads="auto")
     plan = calibrate(opt, HASH, text(700), generous)
-    assert plan.provenance.measured_head_density == pytest.approx(0.5, abs=0.1)
+    assert plan.provenance.measured_head_density == pytest.approx(1 / HEAD_STEPS, abs=0.03)
     assert plan.provenance.measured_kld <= 9.0
+    plan = calibrate(opt, HASH, text(700), dataclasses.replace(QUICK, heads="auto"), partial)
+    said = plan.provenance
+    assert dense.provenance.measured_kld < said.measured_kld <= QUICK.target_kld
+    assert 0.5 < said.measured_head_density < 1
+    fewer = dataclasses.replace(QUICK, heads=said.measured_head_density - 2 / HEAD_STEPS)
+    assert calibrate(opt, HASH, text(700), fewer, partial).provenance.measured_kld > QUICK.target_kld
     strict = dataclasses.replace(QUICK, target_kld=1e-6, heads="auto")
     plan = calibrate(opt, HASH, text(700), strict)
     assert (plan.heads, plan.provenance.measured_head_density) == ((), 1)
