@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 import torch
 
+from tests.engine.predictors import head_predictors
 from tests.engine.tiny import VARIANTS, tiny_model
 from winnow.base.errors import UsageError
 from winnow.base.rng import generator
 from winnow.engine import DictSource, KvCache, load_weights, parse_config
 from winnow.engine.decode import Decoder
-from winnow.engine.model import forward
+from winnow.engine.model import all_heads, forward
 from winnow.engine.sparsity import (
     CalibrationOptions,
     SparseHeads,
@@ -20,12 +21,14 @@ from winnow.engine.sparsity import (
     read_plan,
     windows,
 )
+from winnow.engine.sparsity.fidelity import divergence
 from winnow.engine.sparsity.finetune import Effort
 from winnow.engine.sparsity.heldout import HeldOut
 from winnow.engine.sparsity.plan import Plan, Provenance
 from winnow.engine.sparsity.predictor import fit_heads, head_energies, keeping
 from winnow.engine.sparsity.resume import partial_directory
 from winnow.engine.sparsity.search import HEAD_STEPS, PRICED_SHARE, HeadLadder
+from winnow.engine.sparsity.sparse_heads import DroppingHeads
 from winnow.kernels import open_cpu
 
 HASH = "a" * 64
@@ -172,6 +175,49 @@ def test_the_plan_of_the_file_has_the_heads(opt, half, tmp_path):
         assert read is not None
         assert torch.equal(ours.bias, read.bias)
         assert torch.equal(ours.down.weight, read.down.weight)
+
+
+@pytest.mark.parametrize("name", ["opt", GROUPED, "qwen2-window"])
+def test_to_drop_nothing_is_the_dense_model_to_the_bit(name, rng):
+    weights, ids = weights_of(name), text(57)[0][:57]
+    every = SparseHeads(head_predictors(weights, rng, margin=1e6))
+    rows = [
+        forward(weights, ids, KvCache(weights.config, len(ids), torch.float32), heads=heads)
+        for heads in (DroppingHeads(every), all_heads)
+    ]
+    assert every.density == 1
+    assert torch.equal(*rows)
+
+
+@pytest.mark.parametrize("name", ["opt", GROUPED, "qwen2-window"])
+def test_a_head_never_hears_again_what_it_dropped(name, rng):
+    weights, ids = weights_of(name), text(57)[0][:57]
+    predictors = head_predictors(weights, rng)
+    for is_dropped in (True, False):
+        heads, cache = DroppingHeads(SparseHeads(predictors)), KvCache(weights.config, 57, torch.float32)
+        before = forward(weights, ids[:40], cache, heads=heads)
+        assert before.isfinite().all()
+        blocks = cache.blocks
+        for index, block in enumerate(blocks):
+            dropped = heads.dropped[index].T
+            assert 0.1 < dropped.double().mean() < 0.9
+            changed = torch.zeros(block.keys.shape[:2], dtype=torch.bool)
+            changed[:, :40] = dropped if is_dropped else ~dropped
+            block.values[changed] += 7.0
+        after = forward(weights, ids[40:], cache, heads=heads)
+        whole = DroppingHeads(SparseHeads(predictors))
+        expected = forward(weights, ids, KvCache(weights.config, 57, torch.float32), heads=whole)[40:]
+        assert torch.allclose(after, expected, rtol=1e-3, atol=1e-3) == is_dropped
+
+
+def test_dropping_costs_more_than_keeping_what_left_out_heads_had(opt):
+    fits, ids = fit_heads(opt, text(1501), silent), text(60, seed=3)[0]
+    slot = SparseHeads(keeping(fits, [1.0] * len(fits), 0.7))
+    dense, kept, dropped = (
+        forward(opt, ids, KvCache(opt.config, len(ids), torch.float32), heads=heads)
+        for heads in (all_heads, slot, DroppingHeads(slot))
+    )
+    assert divergence(dense, dropped).mean() > 1.1 * divergence(dense, kept).mean() > 0
 
 
 def test_decoding_leaves_out_the_heads_of_the_definition():

@@ -2,7 +2,7 @@
 
 predictor/        which neurons to compute, from a look at an input of the layer or of one before it
 sparse_mlp.py     the definition of a winnowed MLP, and the shares of neurons it counts
-sparse_heads.py   the definition of attention with some heads
+sparse_heads.py   the definition of attention with some heads, and an ablation of it
 plan.py           the predictors of one model, in one file
 adapter.py        a transformers model with winnowed MLPs and heads
 fidelity.py       sparse against dense, token by token
