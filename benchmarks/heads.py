@@ -2,109 +2,121 @@
 
     python -m benchmarks.heads
 
-Two ways to choose: "oracle" knows how much each head is about to say, "predicted" foretells it by a linear
-map of the attention's input. Both leave out what says least, weighed by what it costs the layer's output
-(measured). The book was not seen by the model; the fit saw its beginning, what is judged follows that.
+Four ways at the same share of heads. "known" knows how much each head is about to say, "spread" foretells it
+by a linear map of the attention's input, as a plan does; both leave out, over all layers, what is priced
+least. "equal" foretells too, and keeps the same share in every layer. "drop" chooses as "spread" does, and a
+head left out at a token drops that token's key and value for good, where the others keep or owe them. The
+book was not seen by the model; the fits and prices saw its beginning, what is judged follows that.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from benchmarks.recorded import BOOK, machine, record
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from winnow.engine import KvCache, load_weights
 from winnow.engine.checkpoint import Checkpoint
-from winnow.engine.model import Heads, forward
-from winnow.engine.sparsity import windows
+from winnow.engine.model import Heads, HeadWatch, all_heads, forward
+from winnow.engine.sparsity import SparseHeads, windows
 from winnow.engine.sparsity.fidelity import divergence
-from winnow.engine.sparsity.predictor import fit_heads, head_energies
-from winnow.engine.sparsity.sparse_heads import silenced
+from winnow.engine.sparsity.heldout import HeldOut, some
+from winnow.engine.sparsity.predictor import HeadFit, HeadPredictor, fit_heads, head_energies
+from winnow.engine.sparsity.search import HeadLadder
+from winnow.engine.sparsity.sparse_heads import DroppingHeads, silenced
 from winnow.engine.tokenizer import Tokenizer
 from winnow.engine.weights import Layer, Weights
 
-DENSITIES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
-FITTED_TOKENS, JUDGED_TOKENS = 24_000, 8_000
-PRICED_SHARE = 0.15  # of a layer's heads, left out to learn what they cost
+DENSITIES = (0.97, 0.95, 0.9, 0.8, 0.7, 0.5)
+FITTED_TOKENS, JUDGED_TOKENS, PRICING_TOKENS = 24_000, 8_000, 4_000
 
-# (layer, what its attention reads, energies of its heads) -> which are kept
-Choice = Callable[[int, Float[Tensor, "T D"], Float[Tensor, "T K"]], Bool[Tensor, "T K"]]
+
+class Known:
+    """Heads chosen by what they say, as no predictor can; it counts as `SparseHeads` does."""
+
+    def __init__(self, prices: Sequence[float], bound: float) -> None:
+        self.prices = prices
+        self.bound = bound
+        self.kept = self.seen = 0
+
+    def __call__(self, index: int, layer: Layer, x: Tensor) -> HeadWatch:
+        def watch(mixed: Tensor) -> Tensor:
+            kept = head_energies(layer, mixed) * self.prices[index] > self.bound
+            self.kept, self.seen = self.kept + int(kept.sum()), self.seen + kept.numel()
+            return silenced(mixed, kept)
+
+        return watch
+
+    @property
+    def density(self) -> float:
+        """Share of heads kept."""
+        return self.kept / self.seen
 
 
 @dataclass
 class Study:
-    """One model, what its heads say and what leaving them out costs."""
+    """One model and the text that it is judged by, with what it says of that with all heads."""
 
     weights: Weights
     judged: list[Tensor]
 
-    def logits(self, ids: Tensor, heads: Heads) -> Tensor:
+    def __post_init__(self) -> None:
+        """Run the text once."""
+        self.dense = [self._logits(ids, all_heads) for ids in self.judged]
+
+    def measure(self, begin: Callable[[], Heads]) -> dict:
+        """Return divergence and share of equal likeliest tokens; `begin` is called for every window."""
+        nats, same = [], []
+        for ids, dense in zip(self.judged, self.dense, strict=True):
+            sparse = self._logits(ids, begin())
+            nats.append(divergence(dense, sparse))
+            same.append(dense.argmax(-1) == sparse.argmax(-1))
+        mean = torch.cat(same).double().mean().item()
+        return {"kld_mean": torch.cat(nats).double().mean().item(), "same_top": mean}
+
+    def _logits(self, ids: Tensor, heads: Heads) -> Tensor:
         cache = KvCache(self.weights.config, len(ids), self.weights.cache_dtype)
         return forward(self.weights, ids, cache, heads=heads)
 
-    def measure(self, keep: Choice) -> tuple[float, float, float, list[float]]:
-        """Return divergence, share of equal likeliest tokens, head density, energy lost in each layer."""
-        nats = same = kept_heads = n_heads = 0.0
-        lost = [0.0] * self.weights.config.n_layers
 
-        def heads(index: int, layer: Layer, x: Tensor):
-            def watch(mixed: Tensor) -> Tensor:
-                nonlocal kept_heads, n_heads
-                energies = head_energies(layer, mixed)
-                kept = keep(index, x, energies)
-                lost[index] += (energies * ~kept).sum().item()
-                kept_heads, n_heads = kept_heads + kept.sum().item(), n_heads + kept.numel()
-                return silenced(mixed, kept)
-
-            return watch
-
-        n_tokens = sum(map(len, self.judged))
-        for ids in self.judged:
-            dense, sparse = self.logits(ids, lambda *_: None), self.logits(ids, heads)
-            nats += divergence(dense, sparse).sum().item()
-            same += (dense.argmax(-1) == sparse.argmax(-1)).sum().item()
-        return nats / n_tokens, same / n_tokens, kept_heads / n_heads, [each / n_tokens for each in lost]
-
-    def prices(self) -> list[float]:
-        """Return, per layer, the nats that a unit of energy lost there costs."""
-        found = []
-        for layer in range(self.weights.config.n_layers):
-
-            def weakest(index: int, x: Tensor, energies: Tensor, layer: int = layer) -> Tensor:
-                bound = energies.quantile(PRICED_SHARE) if index == layer else -1.0
-                return energies > bound
-
-            nats, _, _, lost = self.measure(weakest)
-            found.append(nats / lost[layer])
-        return found
+def ways(
+    study: Study, ladder: HeadLadder, density: float
+) -> Iterator[tuple[str, Callable[[], Heads], Known | SparseHeads]]:
+    """Yield each way to leave heads out: its name, what begins a window, what counts."""
+    fits: Sequence[HeadFit] = ladder.fits
+    said = [fit.said.double().exp() * price for fit, price in zip(fits, ladder.prices, strict=True)]
+    known = Known(ladder.prices, torch.cat([each.flatten() for each in said]).quantile(1 - density).item())
+    yield "known", lambda: known, known
+    alike: list[HeadPredictor | None] = [fit.above(fit.bound(density)) for fit in fits]
+    equal, spread, drop = SparseHeads(alike), *(SparseHeads(ladder.keeping(density)) for _ in range(2))
+    yield "equal", lambda: equal, equal
+    yield "spread", lambda: spread, spread
+    yield "drop", lambda: DroppingHeads(drop), drop
 
 
-def rows(name: str, fit: list[Tensor], judged: list[Tensor]) -> Iterator[dict]:
-    """Measure both ways to choose at each density."""
+def rows(name: str, fit: list[Tensor], judged: list[Tensor]) -> tuple[list[dict], list[dict]]:
+    """Measure every way at each share: a row for each, and the ways side by side."""
     study = Study(load_weights(Checkpoint.open(name), torch.float32), judged)
     fits = fit_heads(study.weights, fit, lambda done: None)
-    levels = [math.log(price) for price in study.prices()]
-    scores = torch.cat([(each.said + level).flatten() for each, level in zip(fits, levels, strict=True)])
+    probe = HeldOut(study.weights, some(fit, PRICING_TOKENS), lambda done: None)
+    ladder = HeadLadder(fits, probe, lambda done: None)
+    found, compared = [], []
     for density in DENSITIES:
-        bound = scores.quantile(1 - density)
-
-        def oracle(index: int, x: Tensor, energies: Tensor, bound: Tensor = bound) -> Tensor:
-            return energies.log() + levels[index] > bound
-
-        def predicted(index: int, x: Tensor, energies: Tensor, bound: Tensor = bound) -> Tensor:
-            return fits[index].predictor.scores(x) + levels[index] > bound
-
-        for way, keep in (("oracle", oracle), ("predicted", predicted)):
-            nats, same, share, _ = study.measure(keep)
-            yield {"model": name, "chosen": way, "head_density": share, "kld_mean": nats, "same_top": same}
+        beside: dict = {"model": name, "head_density": density}
+        for way, begin, counted in ways(study, ladder, density):
+            measured = study.measure(begin)
+            found.append({"model": name, "chosen": way, "head_density": counted.density, **measured})
+            beside[f"kld_{way}"] = measured["kld_mean"]
+            assert math.isfinite(measured["kld_mean"])
+        compared.append(beside)
+    return found, compared
 
 
 def main() -> None:
     """Write heads.json."""
-    result: dict = {"machine": machine(), "rows": []}
+    result: dict = {"machine": machine(), "rows": [], "compared": []}
     text = BOOK.read_text(encoding="utf-8")
     for name in ("pico", "pico-llama"):
         tokenizer = Tokenizer.open(Checkpoint.open(name).directory)
@@ -112,7 +124,9 @@ def main() -> None:
         middle = FITTED_TOKENS
         with torch.inference_mode():
             fit, judged = windows(ids[:middle], begin), windows(ids[middle : middle + JUDGED_TOKENS], begin)
-            result["rows"] += rows(name, fit, judged)
+            found, compared = rows(name, fit, judged)
+        result["rows"] += found
+        result["compared"] += compared
     record("heads", result)
 
 

@@ -2,7 +2,7 @@
 
     engine = winnow.load()                       the bundled model; or a checkpoint directory, or a hub id
     done = engine.generate("Once upon a time")   Completion(text, token_ids, finish_reason, stats, ...)
-    model = winnow.sparsify(hf_model, plan)      a transformers model with winnowed MLPs
+    model = winnow.sparsify(hf_model, plan)      a transformers model with winnowed MLPs and heads
     x, residual, rank, s = winnow.lstsq(A, b)    least squares, to rounding or certified to eps
     pairs = winnow.heavy_pairs(A, B, rho=0.5)    which products are large; Pairs(i, j, product, report)
 

@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 import torch
 
+from tests.engine.predictors import head_predictors
 from tests.engine.tiny import VARIANTS, tiny_model
 from winnow.base.errors import UsageError
 from winnow.base.rng import generator
 from winnow.engine import DictSource, KvCache, load_weights, parse_config
 from winnow.engine.decode import Decoder
-from winnow.engine.model import forward
+from winnow.engine.model import all_heads, forward
 from winnow.engine.sparsity import (
     CalibrationOptions,
     SparseHeads,
@@ -20,15 +21,21 @@ from winnow.engine.sparsity import (
     read_plan,
     windows,
 )
+from winnow.engine.sparsity.fidelity import divergence
 from winnow.engine.sparsity.finetune import Effort
-from winnow.engine.sparsity.predictor import fit_heads, head_energies
+from winnow.engine.sparsity.heldout import HeldOut
+from winnow.engine.sparsity.plan import Plan, Provenance
+from winnow.engine.sparsity.predictor import fit_heads, head_energies, keeping
 from winnow.engine.sparsity.resume import partial_directory
+from winnow.engine.sparsity.search import HEAD_STEPS, PRICED_SHARE, HeadLadder
+from winnow.engine.sparsity.sparse_heads import DroppingHeads
 from winnow.kernels import open_cpu
 
 HASH = "a" * 64
 QUICK = CalibrationOptions(
     target_kld=0.2, predictor="svd", sample_rows=512, effort=Effort(20, 32), quiet=True
 )
+EMPTY = Plan(Provenance(HASH, HASH, "same-layer", "svd", 0.2, 0.0, 1.0, 1.0, 1), (None,) * 3)
 GROUPED = "llama-grouped"  # 6 query heads, 2 kv heads of width 20
 
 
@@ -64,20 +71,58 @@ def half(opt):
     return calibrate(opt, HASH, text(700), dataclasses.replace(QUICK, heads=0.5))
 
 
+def shares(fits, heads) -> list[float]:
+    """Return the share of each layer's heads that predictors keep, on the tokens that judged the fits."""
+    return [
+        1.0 if kept is None else (fit.foretold + (kept.bias - fit.predictor.bias) > 0).double().mean().item()
+        for fit, kept in zip(fits, heads, strict=True)
+    ]
+
+
 @pytest.mark.parametrize("name", ["opt", GROUPED])
-def test_every_layer_keeps_the_share_on_text_that_was_not_fitted(name):
+def test_the_share_is_the_mean_over_layers_on_text_that_was_not_fitted(name):
     weights = weights_of(name)
     fits = fit_heads(weights, text(1001), silent)
-    for share in (0.1, 0.37, 0.9):
-        for fit in fits:
-            kept = fit.keeping(share)
-            assert kept is not None
-            scores = fit.foretold + (kept.bias - fit.predictor.bias)
-            assert (scores > 0).double().mean().item() == pytest.approx(share, abs=0.01)
-    slot = SparseHeads([fits[0].keeping(0.37), *[None] * (len(fits) - 1)])
+    tried = (0.1, 0.37, 0.9)
+    alike, dearer = (
+        torch.tensor([shares(fits, keeping(fits, [1.0, price, 1.0], share)) for share in tried])
+        for price in (1.0, 4.0)
+    )
+    for kept in (alike, dearer):
+        assert kept.mean(1).tolist() == pytest.approx(tried, abs=0.01)
+    assert (dearer[:, 1] >= alike[:, 1]).all()
+    assert dearer[:, 1].mean() > alike[:, 1].mean() + 0.01
+    slot = SparseHeads(keeping(fits, [1.0] * len(fits), 0.37))
     for ids in text(601, seed=2):
         forward(weights, ids, KvCache(weights.config, len(ids), torch.float32), heads=slot)
-    assert (slot.selected[0] / slot.seen[0]).item() == pytest.approx(0.37, abs=0.1)
+    assert slot.density == pytest.approx(0.37, abs=0.1)
+
+
+def test_a_layer_that_costs_nothing_goes_first_and_one_beyond_price_keeps_all(opt):
+    fits = fit_heads(opt, text(700), silent)
+    assert shares(fits, keeping(fits, [1.0, 0.0, 1e30], 2 / 3)) == pytest.approx([1, 0, 1], abs=0.01)
+
+
+def test_prices_are_what_leaving_out_costs_per_energy_lost(opt):
+    fits, texts = fit_heads(opt, text(1501), silent), text(300, seed=3)
+    ladder = HeadLadder(fits, HeldOut(opt, texts, silent), silent)
+    kept = fits[1].above(fits[1].bound(PRICED_SHARE))
+    alone = dataclasses.replace(EMPTY, heads=(None, kept, None))
+    lost = (fits[1].said.exp() * (fits[1].foretold <= fits[1].bound(PRICED_SHARE))).sum(1).mean().item()
+    assert lost > 0
+    assert ladder.prices[1] * lost == pytest.approx(compare(opt, alone, texts, silent).kld_mean, rel=1e-4)
+    assert shares(fits, ladder.keeping(0.8)) == shares(fits, keeping(fits, ladder.prices, 0.8))
+
+
+def test_spread_by_price_the_same_share_loses_less_than_kept_by_every_layer(opt):
+    fits, texts = fit_heads(opt, text(1501), silent), text(900, seed=3)
+    held = HeldOut(opt, texts, silent)
+    ladder = HeadLadder(fits, HeldOut(opt, text(600, seed=4), silent), silent)
+    everything = (None,) * len(fits)
+    spread = held.measure(everything, ladder.keeping(0.8))
+    equal = held.measure(everything, [fit.above(fit.bound(0.8)) for fit in fits])
+    assert spread.head_density == pytest.approx(equal.head_density, abs=0.02)
+    assert spread.kld < 0.9 * equal.kld
 
 
 @pytest.mark.parametrize("name", ["opt", GROUPED])
@@ -105,7 +150,7 @@ def test_what_is_foretold_tells_loud_heads_from_quiet_ones(opt):
 
 def test_a_share_of_nearly_one_is_the_plan_with_all_heads(opt, without):
     fits = fit_heads(opt, text(700), silent)
-    assert [fit.keeping(1 - 1e-6) for fit in fits] == [None] * len(fits)
+    assert keeping(fits, [1.0] * len(fits), 1 - 1e-6) == (None,) * len(fits)
     dense, partial = without
     plan = calibrate(opt, HASH, text(700), dataclasses.replace(QUICK, heads=1 - 1e-6), partial)
     assert not plan.has_heads
@@ -135,6 +180,49 @@ def test_the_plan_of_the_file_has_the_heads(opt, half, tmp_path):
         assert torch.equal(ours.down.weight, read.down.weight)
 
 
+@pytest.mark.parametrize("name", ["opt", GROUPED, "qwen2-window"])
+def test_to_drop_nothing_is_the_dense_model_to_the_bit(name, rng):
+    weights, ids = weights_of(name), text(57)[0][:57]
+    every = SparseHeads(head_predictors(weights, rng, margin=1e6))
+    rows = [
+        forward(weights, ids, KvCache(weights.config, len(ids), torch.float32), heads=heads)
+        for heads in (DroppingHeads(every), all_heads)
+    ]
+    assert every.density == 1
+    assert torch.equal(*rows)
+
+
+@pytest.mark.parametrize("name", ["opt", GROUPED, "qwen2-window"])
+def test_a_head_never_hears_again_what_it_dropped(name, rng):
+    weights, ids = weights_of(name), text(57)[0][:57]
+    predictors = head_predictors(weights, rng)
+    for is_dropped in (True, False):
+        heads, cache = DroppingHeads(SparseHeads(predictors)), KvCache(weights.config, 57, torch.float32)
+        before = forward(weights, ids[:40], cache, heads=heads)
+        assert before.isfinite().all()
+        blocks = cache.blocks
+        for index, block in enumerate(blocks):
+            dropped = heads.dropped[index].T
+            assert 0.1 < dropped.double().mean() < 0.9
+            changed = torch.zeros(block.keys.shape[:2], dtype=torch.bool)
+            changed[:, :40] = dropped if is_dropped else ~dropped
+            block.values[changed] += 7.0
+        after = forward(weights, ids[40:], cache, heads=heads)
+        whole = DroppingHeads(SparseHeads(predictors))
+        expected = forward(weights, ids, KvCache(weights.config, 57, torch.float32), heads=whole)[40:]
+        assert torch.allclose(after, expected, rtol=1e-3, atol=1e-3) == is_dropped
+
+
+def test_dropping_costs_more_than_keeping_what_left_out_heads_had(opt):
+    fits, ids = fit_heads(opt, text(1501), silent), text(60, seed=3)[0]
+    slot = SparseHeads(keeping(fits, [1.0] * len(fits), 0.7))
+    dense, kept, dropped = (
+        forward(opt, ids, KvCache(opt.config, len(ids), torch.float32), heads=heads)
+        for heads in (all_heads, slot, DroppingHeads(slot))
+    )
+    assert divergence(dense, dropped).mean() > 1.1 * divergence(dense, kept).mean() > 0
+
+
 def test_decoding_leaves_out_the_heads_of_the_definition():
     weights = weights_of(GROUPED, by_head=True)
     plan = calibrate(weights, HASH, text(700), dataclasses.replace(QUICK, predictor="gate", heads=0.6))
@@ -150,11 +238,18 @@ def test_decoding_leaves_out_the_heads_of_the_definition():
     assert (found - expected).norm() / expected.norm() < 1e-3
 
 
-def test_auto_keeps_the_smallest_share_that_holds_and_all_heads_where_none_does(opt):
+def test_auto_keeps_the_smallest_share_that_holds_and_all_heads_where_none_does(opt, without):
+    dense, partial = without
     generous = dataclasses.replace(QUICK, target_kld=9.0, heads="auto")
     plan = calibrate(opt, HASH, text(700), generous)
-    assert plan.provenance.measured_head_density == pytest.approx(0.5, abs=0.1)
+    assert plan.provenance.measured_head_density == pytest.approx(1 / HEAD_STEPS, abs=0.03)
     assert plan.provenance.measured_kld <= 9.0
+    plan = calibrate(opt, HASH, text(700), dataclasses.replace(QUICK, heads="auto"), partial)
+    said = plan.provenance
+    assert dense.provenance.measured_kld < said.measured_kld <= QUICK.target_kld
+    assert 0.5 < said.measured_head_density < 1
+    fewer = dataclasses.replace(QUICK, heads=said.measured_head_density - 2 / HEAD_STEPS)
+    assert calibrate(opt, HASH, text(700), fewer, partial).provenance.measured_kld > QUICK.target_kld
     strict = dataclasses.replace(QUICK, target_kld=1e-6, heads="auto")
     plan = calibrate(opt, HASH, text(700), strict)
     assert (plan.heads, plan.provenance.measured_head_density) == ((), 1)

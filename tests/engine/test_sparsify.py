@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import winnow
-from tests.engine.predictors import gates, low_rank
+from tests.engine.predictors import gates, head_predictors, low_rank
 from tests.engine.tiny import VARIANTS, tiny_model
 from winnow.base.errors import ModelError, UsageError
 from winnow.base.rng import generator
@@ -26,6 +26,7 @@ from winnow.engine import DictSource, KvCache, bundled, load, load_weights, pars
 from winnow.engine.decode import Decoder
 from winnow.engine.model import prefill
 from winnow.engine.sparsity import Lookahead, Plan, compare, find_plan, windows
+from winnow.engine.sparsity.adapter import WinnowedModule
 from winnow.engine.sparsity.plan import Provenance
 from winnow.kernels import open_cpu
 
@@ -34,9 +35,9 @@ N_NEW = 12
 PICO = bundled("pico")
 
 
-def plan_of(layers, **changes) -> Plan:
+def plan_of(layers, heads=(), **changes) -> Plan:
     said = Provenance("a" * 64, "b" * 64, "same-layer", "svd", 0.001, 0.0005, 0.2, 0.99, 100)
-    return Plan(dataclasses.replace(said, **changes), tuple(layers))
+    return Plan(dataclasses.replace(said, **changes), tuple(layers), heads=tuple(heads))
 
 
 def fresh(name, dtype=torch.float32):
@@ -44,18 +45,18 @@ def fresh(name, dtype=torch.float32):
 
 
 @functools.cache
-def weights_of(name, dtype=torch.float32):
+def weights_of(name, dtype=torch.float32, *, by_head=False):
     model = fresh(name)
     source = DictSource(parse_config(model.config.to_dict()), model.state_dict())
-    return load_weights(source, dtype)
+    return load_weights(source, dtype, by_head=by_head)
 
 
-def by_winnow(weights, layers, n_new=N_NEW):
+def by_winnow(weights, layers, n_new=N_NEW, heads=(), prompt=PROMPT):
     """Return greedy tokens and the logits of every step, by Winnow's own decoder."""
     cache = KvCache(weights.config, 64, weights.embed.dtype)
-    decoding = Decoder(weights, layers, open_cpu(1)).start(cache)
+    decoding = Decoder(weights, layers, open_cpu(1), heads).start(cache)
     with torch.inference_mode():
-        logits = prefill(weights, torch.tensor(PROMPT), cache)
+        logits = prefill(weights, torch.tensor(prompt), cache)
     rows, tokens = [logits], []
     for _ in range(n_new):
         tokens.append(int(rows[-1].argmax()))
@@ -97,6 +98,79 @@ def test_logits_and_tokens_are_those_of_winnows_own_decoder(name, rng):
     assert not torch.allclose(logits[:, 0], by_transformers(fresh(name))[1][:, 0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    "name", ["opt", "opt-350m", "opt-bare-maps", "llama-grouped", "llama-biases", "qwen3"]
+)
+def test_heads_are_left_out_as_winnows_own_decoder_leaves_them_out(name, attention, rng):
+    weights = weights_of(name, by_head=True)
+    layers, heads = mixed(weights, rng), (*head_predictors(weights, rng)[:2], None)
+    tokens, rows = by_winnow(weights, layers, heads=heads)
+    model = fresh(name)
+    model.set_attn_implementation(attention)
+    found, logits = by_transformers(winnow.sparsify(model, plan_of(layers, heads), threads=1))
+    assert found == [tokens]
+    torch.testing.assert_close(logits[:, 0], rows, rtol=1e-3, atol=1e-4)
+    # The heads matter: with all of them, the same neurons say something else after the prompt's own row.
+    whole = by_transformers(winnow.sparsify(fresh(name), plan_of(layers), threads=1))[1]
+    torch.testing.assert_close(logits[0], whole[0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits[1:2], whole[1:2], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["opt", "llama-grouped"])
+def test_a_plan_of_density_one_is_the_dense_model(name, rng):
+    weights = weights_of(name)
+    heads = head_predictors(weights, rng, margin=1e6)
+    dense, rows = by_transformers(fresh(name))
+    found, logits = by_transformers(winnow.sparsify(fresh(name), plan_of((None,) * 3, heads), threads=1))
+    assert found == dense
+    torch.testing.assert_close(logits, rows, rtol=1e-4, atol=1e-4)
+
+
+def test_each_row_of_a_batch_has_heads_of_its_own(rng):
+    weights = weights_of("llama-grouped", by_head=True)
+    layers, heads = mixed(weights, rng), head_predictors(weights, rng)
+    model = winnow.sparsify(fresh("llama-grouped"), plan_of(layers, heads), threads=2)
+    others = [[3, 150, 77, 21, 60], [88, 2, 9, 140, 33]]
+    together, _ = by_transformers(model, (PROMPT, *others))
+    assert together == [by_winnow(weights, layers, heads=heads, prompt=each)[0] for each in (PROMPT, *others)]
+
+
+def test_a_winnowed_model_in_bfloat16_leaves_heads_out_too(rng):
+    weights = weights_of("opt")
+    layers, heads = (None,) * 3, head_predictors(weights, rng)
+    ids, rows = torch.tensor([[7]]), []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = winnow.sparsify(fresh("opt", dtype), plan_of(layers, heads), threads=1)
+        rows.append(model(ids).logits[0, 0].float())
+    dense = fresh("opt")(ids).logits[0, 0]
+    assert (rows[1] - rows[0]).norm() < 0.05 * rows[0].norm()
+    assert (rows[1] - dense).norm() > 0.2 * dense.norm()
+
+
+def test_attentions_whose_heads_cannot_be_left_out_are_refused_with_the_reason(rng):
+    heads = head_predictors(weights_of("opt"), rng)
+    plan = plan_of((None,) * 3, heads)
+    other = fresh("opt")
+    other.config._attn_implementation = "flex_attention"
+    with pytest.raises(UsageError, match=r"attention is 'flex_attention'; expected eager or sdpa"):
+        winnow.sparsify(other, plan)
+    adapted = fresh("opt")
+    adapted.model.decoder.layers[2].self_attn.q_proj = torch.nn.Sequential(torch.nn.Linear(40, 40))
+    with pytest.raises(ModelError, match=r"q_proj is a Sequential"):
+        winnow.sparsify(adapted, plan)
+    half = fresh("opt")
+    for layer in half.model.decoder.layers:
+        layer.self_attn.to(torch.bfloat16)
+    with pytest.raises(UsageError, match="attentions are bf16, its MLPs fp32"):
+        winnow.sparsify(half, plan)
+    with pytest.raises(ModelError, match="has head shapes"):
+        winnow.sparsify(fresh("llama-grouped"), plan)
+    for model in (other, adapted, half):  # a plan with all heads asks nothing of attention
+        assert not isinstance(model.model.decoder.layers[0].fc1, WinnowedModule)
+        winnow.sparsify(model, plan_of((None,) * 3))
+
+
 @pytest.mark.parametrize("lookahead", Lookahead, ids=str)
 def test_every_lookahead_reads_what_the_decoder_reads(lookahead, rng):
     layers = low_rank(weights_of("opt"), rng, lookahead)
@@ -131,13 +205,16 @@ def test_a_plan_without_predictors_is_the_dense_model_to_rounding():
 
 def test_the_original_weights_are_freed():
     model = fresh("opt")
+    layers = model.model.decoder.layers
     old = [
-        weakref.ref(model.model.decoder.layers[0].fc1.weight),
-        weakref.ref(model.model.decoder.layers[2].fc2),
+        weakref.ref(layers[0].fc1.weight),
+        weakref.ref(layers[2].fc2),
+        weakref.ref(layers[1].self_attn.out_proj.weight),
     ]
-    assert winnow.sparsify(model, plan_of((None,) * 3), threads=1) is model
+    heads = head_predictors(weights_of("opt"), generator(3))
+    assert winnow.sparsify(model, plan_of((None,) * 3, heads), threads=1) is model
     gc.collect()
-    assert [each() for each in old] == [None, None]
+    assert [each() for each in old] == [None, None, None]
 
 
 @pytest.fixture(scope="module")

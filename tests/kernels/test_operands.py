@@ -1,12 +1,17 @@
 """Operands: their memory is what they say, and what they cannot hold is refused."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.kernels.cases import normal
 from winnow.base.errors import UsageError
 from winnow.kernels import KvBlock, Matrix, NeuronRecords, QuantisedMatrix
+from winnow.kernels.operands import HUGE_PAGE_BYTES, aligned_bytes
 
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 LAYOUTS = [(8, False), (40, True), (33, False), (33, True), (2048, False), (1, True)]
 
 
@@ -40,6 +45,31 @@ def test_parts_of_a_record_are_views(dtype: torch.dtype):
         assert part.untyped_storage().data_ptr() == records.storage.untyped_storage().data_ptr()
     records.w_out[1] = 2.0
     assert records.w_out[1].eq(2).all()
+
+
+@pytest.mark.skipif(not THP.exists(), reason="this system has no transparent huge pages")
+def test_large_blocks_ask_for_huge_pages_on_memory_that_was_used_before():
+    for n_bytes in (1 << 20, (4 << 20) + 5, (7 << 19) - 64):
+        torch.ones(
+            n_bytes, dtype=torch.uint8
+        )  # freed at once: the next allocation may be handed the same pages
+        memory = aligned_bytes(n_bytes)
+        assert memory.data_ptr() % HUGE_PAGE_BYTES == 0
+        assert memory.shape == (n_bytes,)
+        memory.fill_(1)
+        assert "hg" in _flags(memory.data_ptr())
+    assert "hg" not in _flags(torch.ones(1 << 20).data_ptr())
+
+
+def _flags(address: int) -> list[str]:
+    """What the kernel was told of the mapping around `address`."""
+    is_inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            is_inside = int(found[1], 16) <= address < int(found[2], 16)
+        elif is_inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    return []
 
 
 def test_biases_start_at_zero(dtype: torch.dtype):
@@ -89,8 +119,8 @@ def test_other_dtypes_are_refused(dtype: torch.dtype):
     if dtype != torch.int8:
         with pytest.raises(UsageError, match="bfloat16"):
             NeuronRecords.empty(3, 8, dtype)
-    with pytest.raises(UsageError, match="bfloat16"):
-        KvBlock(1, 3, 8, dtype)
+        with pytest.raises(UsageError, match="bfloat16"):
+            KvBlock(1, 3, 8, dtype)
 
 
 def test_columns_must_be_contiguous():

@@ -7,11 +7,11 @@ from winnow.cli.opening import cut, open_checkpoint, open_engine, read_text
 from winnow.cli.show import quantity, share
 from winnow.engine.generate import Engine, torch_threads
 from winnow.engine.sparsity import CalibrationOptions, Lookahead, Plan, calibrate
-from winnow.engine.sparsity.calibrate import HEAD_SHARES
 from winnow.engine.sparsity.frontier import mlp_bytes
 from winnow.engine.sparsity.plan import FILE_NAME
 from winnow.engine.sparsity.resume import forget, partial_directory
 from winnow.engine.sparsity.sanity import text_warnings
+from winnow.engine.sparsity.search import HEAD_STEPS
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -61,9 +61,12 @@ def _doubt(engine: Engine, texts: list[str]) -> None:
 
 def _say_of_heads(options: CalibrationOptions, plan: Plan) -> None:
     """Say where leaving heads out did not go as one might think."""
-    found, shares = plan.provenance, ", ".join(f"{share:g}" for share in HEAD_SHARES)
+    found = plan.provenance
     if options.heads == "auto" and not plan.has_heads:
-        say(f"no share of the heads pays: with {shares} of them the plan misses the target; it keeps all.")
+        say(
+            f"no share of the heads pays: leaving out one in {HEAD_STEPS} already misses the target; "
+            "the plan keeps all."
+        )
     if plan.has_heads and found.measured_kld > found.target_kld:
         say(f"the plan misses its target, as --heads {options.heads} asks; a larger share loses less.")
 

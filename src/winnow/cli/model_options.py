@@ -208,8 +208,8 @@ def add_calibrate(parser: Parser) -> None:
         default=1.0,
         const="auto",
         metavar="SHARE",
-        help="also leave heads out: every layer keeps this share of its kv heads, whatever that loses; "
-        "without a number the smallest of 0.5, 0.75 and 0.9 with which the plan keeps the target, if any",
+        help="also leave heads out: keep this share of the kv heads, spread over layers by what each loses, "
+        "whatever that is; without a number the smallest share with which the plan keeps the target, if any",
     )
     add("--no-heads", dest="heads", action="store_const", const=1.0, help="compute every head (default)")
     add_limit(parser)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from winnow.base.errors import UsageError
@@ -43,8 +43,19 @@ class MlpInputs:
 Mlp = Callable[[int, Layer, MlpInputs], Tensor]
 Rotation = tuple[Tensor, Tensor]  # cosine and sine, [T, E/2] each
 HeadWatch = Callable[[Float32[Tensor, "T K sharers E"]], Float32[Tensor, "T K sharers E"]]
+
+
+@final
+@dataclass(frozen=True)
+class Dropped:
+    """What watches the heads, and the positions whose keys and values a head has for good gone without."""
+
+    watch: HeadWatch
+    positions: Bool[Tensor, "K S"]
+
+
 # (layer index, layer, what its attention reads) -> what watches its heads
-Heads = Callable[[int, Layer, Float32[Tensor, "T D"]], HeadWatch | None]
+Heads = Callable[[int, Layer, Float32[Tensor, "T D"]], HeadWatch | Dropped | None]
 
 
 def embed(weights: Weights, ids: Int64[Tensor, " T"], start: int) -> Float32[Tensor, "T D"]:
@@ -63,13 +74,13 @@ def attention(
     block: KvBlock,
     start: int,
     rotation: Rotation | None,
-    watch: HeadWatch | None = None,
+    watch: HeadWatch | Dropped | None = None,
 ) -> Float32[Tensor, "T D"]:
     """Return the attention of T tokens over themselves and the `start` positions before them.
 
     Stores the tokens' keys and values in `block`. Query head h reads key head ``h // (H / K)``. Each key
     head in turn holds ``H / K * T * (start + T)`` float32 scores. `watch` is shown what the heads say and
-    returns what of it is heard.
+    returns what of it is heard. A position that a head has dropped is seen by its own query alone.
     """
     n_tokens, head_width, n_kv_heads = len(x), block.head_width, block.n_kv_heads
     heads = layer.qkv(x).view(n_tokens, -1, head_width)  # T, H + 2 K, E
@@ -83,12 +94,15 @@ def attention(
     block.put(start, k.transpose(0, 1), v.transpose(0, 1))
 
     hidden = hidden_keys(start, end, layer.window)
+    dropped, watch = (watch.positions, watch.watch) if isinstance(watch, Dropped) else (None, watch)
+    others = torch.arange(start, end)[:, None] != torch.arange(end)
     q = (q * head_width**-0.5).unflatten(1, (n_kv_heads, -1))  # T, K, H / K, E
     mixed = torch.empty_like(q)
     kept = block.floats(0, end)
     for head in range(n_kv_heads):
         keys, values = (each[head].float() for each in kept)
-        scores = torch.einsum("tge,se->gts", q[:, head], keys).masked_fill(hidden, float("-inf"))
+        unseen = hidden if dropped is None else hidden | (dropped[head] & others)
+        scores = torch.einsum("tge,se->gts", q[:, head], keys).masked_fill(unseen, float("-inf"))
         mixed[:, head] = torch.einsum("gts,se->tge", scores.softmax(-1), values)
     return layer.out((mixed if watch is None else watch(mixed)).flatten(1))
 

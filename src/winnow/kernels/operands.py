@@ -4,6 +4,8 @@ Each operand holds torch tensors and, with the compiled kernels, a native handle
 dtypes and strides are checked when it is made, once, so that the hot calls need not look again.
 """
 
+import contextlib
+import mmap
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -13,7 +15,6 @@ from jaxtyping import UInt8, UInt64
 from torch import Tensor
 
 from winnow.base.errors import UsageError
-from winnow.kernels import native
 
 RECORD_ALIGNMENT_BYTES = 64
 HUGE_PAGE_BYTES = 2 << 20
@@ -41,18 +42,25 @@ silu = Activation("silu", 1)
 
 
 def aligned_bytes(n_bytes: int) -> UInt8[Tensor, " n_bytes"]:
-    """Return uninitialised memory that starts on a 64-byte line and asks for huge pages.
+    """Return memory of no particular content that starts on a 64-byte line, large blocks on huge pages.
 
-    Huge pages are asked for by madvise before the first touch, with the compiled kernels only; large blocks
-    start on a huge page, which costs address space and no memory.
+    A block of half a huge page or more is a mapping of its own: what the C library hands out may have been
+    touched before, in small pages, and stays so. A last huge page that is used by less than half is left in
+    small ones, so that at most 1 MB is held beside a block. The mapping ends with its last tensor. Without
+    huge pages, or where the system has none left, small ones are used.
     """
-    alignment = HUGE_PAGE_BYTES if n_bytes >= 2 * HUGE_PAGE_BYTES else RECORD_ALIGNMENT_BYTES
-    memory = torch.empty(n_bytes + alignment, dtype=torch.uint8)
-    skip = -memory.data_ptr() % alignment
-    memory = memory[skip : skip + n_bytes]
-    if native.module is not None:
-        native.module.advise_huge_pages(memory.data_ptr(), n_bytes)
-    return memory
+    if n_bytes < HUGE_PAGE_BYTES // 2 or not hasattr(mmap, "MADV_HUGEPAGE"):
+        memory = torch.empty(n_bytes + RECORD_ALIGNMENT_BYTES, dtype=torch.uint8)
+        skip = -memory.data_ptr() % RECORD_ALIGNMENT_BYTES
+        return memory[skip : skip + n_bytes]
+    n_huge = (n_bytes + HUGE_PAGE_BYTES // 2) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+    room = max(n_bytes, n_huge) + HUGE_PAGE_BYTES  # never touched, the rest of it costs address space alone
+    mapping = mmap.mmap(-1, room, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = torch.frombuffer(mapping, dtype=torch.uint8)
+    skip = -memory.data_ptr() % HUGE_PAGE_BYTES
+    with contextlib.suppress(OSError):  # a kernel built without them
+        mapping.madvise(mmap.MADV_HUGEPAGE, skip, n_huge)
+    return memory[skip : skip + n_bytes]
 
 
 @final

@@ -23,7 +23,7 @@ HEAD_TOLERANCE_FACTOR = 5  # heads are few, and what they read drifts from what 
 LEAST_DISTINCT = 0.5  # share of the answer's tokens; a model that repeats itself checks nothing
 SETTLE_S = 0.2  # after a turn, for the spinning threads of its engine to fall asleep
 PROBE_S = 0.1
-PROBE_BYTES = 1 << 28
+PROBE_BYTES = 1 << 30  # as a large model: of 256 MB a cache keeps a tenth from pass to pass
 QUIET = 0.85  # of the best bandwidth of the run
 ROUNDS_PER_REPEAT = 6  # at most, until every engine has its counted turns
 

@@ -2,15 +2,15 @@
 
 predictor/        which neurons to compute, from a look at an input of the layer or of one before it
 sparse_mlp.py     the definition of a winnowed MLP, and the shares of neurons it counts
-sparse_heads.py   the definition of attention with some heads
+sparse_heads.py   the definition of attention with some heads, and an ablation of it
 plan.py           the predictors of one model, in one file
-adapter.py        a transformers model with winnowed MLPs
+adapter.py        a transformers model with winnowed MLPs and heads
 fidelity.py       sparse against dense, token by token
 observe.py        one dense pass: moments and samples of every layer's input
 frontier.py       what each setting of each kind would cost and lose, layer by layer
 finetune.py       low-rank predictors, fitted from the closed form to the cheapest errors
-search.py         the settings of all layers that read the fewest bytes within a budget
 heldout.py        what a plan loses on windows that were not fitted
+search.py         the settings of all layers that read the fewest bytes within a budget, and the fewest heads
 resume.py         what an interrupted calibration has finished
 sanity.py         what is odd about a text or a layer, in plain words
 calibrate.py      the cheapest plan that keeps the fidelity asked for

@@ -6,7 +6,8 @@
     tune        per layer, fit further the rank that the budget points at, at its price
     choose      one exchange rate for all layers: the least bytes whose summed loss fits the target
     verify      the plan's own divergence on held-out windows; tighten or relax, and choose again
-    leave out   where it is asked for: the fewest heads that what is left of the target allows
+    leave out   where it is asked for: the fewest heads that what is left of the target allows, in the layers
+                that lose least by them (measured)
 
 Losses of different layers add up: a divergence is quadratic in a small perturbation and the layers' errors
 are nearly uncorrelated. Where that is not so, `verify` sees it, and its figure is the one that counts. Each
@@ -39,13 +40,13 @@ from winnow.engine.sparsity.frontier import (
     mlp_bytes,
     typical,
 )
-from winnow.engine.sparsity.heldout import HeldOut, Measured
+from winnow.engine.sparsity.heldout import HeldOut, Measured, some
 from winnow.engine.sparsity.observe import LayerInputs, Observer
 from winnow.engine.sparsity.plan import Plan, Provenance
 from winnow.engine.sparsity.predictor import HeadPredictor, Lookahead, LowRankPredictor, fit_heads
 from winnow.engine.sparsity.resume import Stages, packed, unpacked
 from winnow.engine.sparsity.sanity import label_warnings, length_warnings
-from winnow.engine.sparsity.search import Chosen, Ladders
+from winnow.engine.sparsity.search import HEAD_TRIES, Chosen, HeadLadder, Ladders
 from winnow.engine.weights import Weights
 
 MARGIN = 0.9  # a plan is held to this share of the target, since other text will differ
@@ -64,7 +65,6 @@ TUNING_FLOPS = 2e13  # for all layers; it bounds how many ranks are tuned in eac
 TUNED_RANKS = 2  # in each layer, at most
 SAVE_EVERY_S = 120.0
 HEAD_TOKENS = 32_768  # from which predictors of heads are fitted
-HEAD_SHARES = (0.5, 0.75, 0.9)  # of the kv heads, tried in turn
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 PRECISIONS = ("fp32", "bf16", "int8", "int4")
 
@@ -76,7 +76,7 @@ class CalibrationOptions:
     `target_kld` is in nats per token; `max_predictor_share` bounds the predictors' bytes by the MLPs'.
     `sample_rows` bounds the rows kept of each layer, which are fewer in wide models.
     `predictor` names one kind for all layers that gain by it, "auto" the best for each. `heads` is the share
-    of kv heads that every layer keeps, whatever it loses; "auto" the smallest of a few that keeps the target.
+    of kv heads kept, the mean over layers, whatever it loses; "auto" the smallest that keeps the target.
     """
 
     target_kld: float = 0.001
@@ -133,7 +133,7 @@ def calibrate(
     every = round(1 / options.validation_share)
     if len(texts) < every:
         raise UsageError(f"The text fills {len(texts)} windows; expected at least {every}. Give more --text.")
-    validation = _spread(texts[every - 1 :: every], VALIDATION_TOKENS)
+    validation = some(texts[every - 1 :: every], VALIDATION_TOKENS)
     training = [ids for i, ids in enumerate(texts) if i % every != every - 1]
     _warn(length_warnings(sum(len(ids) for ids in training), weights.config.width))
     text_hash = _text_hash(texts)
@@ -163,13 +163,6 @@ def calibrate(
         precisions=PRECISIONS if weights.dtype == torch.float32 else PRECISIONS[1:],
     )
     return Plan(provenance, tuple(c.predictor for c in best.choices), measured.layers, heads)
-
-
-def _spread(texts: Sequence[Int64[Tensor, " _"]], n_tokens: int) -> list[Int64[Tensor, " _"]]:
-    """Return windows from all over `texts` that hold about `n_tokens` together, all where they hold fewer."""
-    total = sum(len(ids) for ids in texts)
-    step = max(total // n_tokens, 1)
-    return list(texts[::step])
 
 
 def _text_hash(texts: Sequence[Int64[Tensor, " _"]]) -> str:
@@ -373,16 +366,21 @@ class _Calibration:
         """
         if self.options.heads == 1:
             return (), verified
-        texts = _spread(training, HEAD_TOKENS)
+        texts = some(training, HEAD_TOKENS)
         self.show("fitting heads", len(texts))
         fits = fit_heads(self.weights, texts, self.progress.update)
-        shares = HEAD_SHARES if self.options.heads == "auto" else (self.options.heads,)
-        for share in shares:
-            heads = tuple(fit.keeping(share) for fit in fits)
-            measured = held.measure([c.predictor for c in best.choices], heads)
-            if self.options.heads != "auto" or measured.kld <= self.options.target_kld:
-                return heads, measured
-        return (), verified
+        self.show("weighing heads", len(fits))
+        probe = HeldOut(self.weights, self._probes(training), lambda done: None)
+        ladder = HeadLadder(fits, probe, self.progress.update)
+        self.show("leaving heads out", HEAD_TRIES)
+
+        def measure(heads: Sequence[HeadPredictor | None]) -> Measured:
+            return held.measure([c.predictor for c in best.choices], heads)
+
+        if self.options.heads != "auto":
+            heads = ladder.keeping(self.options.heads)
+            return heads, measure(heads)
+        return ladder.fewest(measure, self.options.target_kld, self.progress.update) or ((), verified)
 
 
 def _starts(choices: Sequence[Choice], at: Chosen, price: float) -> list[LowRankPredictor]:

@@ -22,6 +22,13 @@ from winnow.engine.weights import Weights
 HEAD_ROWS = 128  # rows whose logits are held at a time
 
 
+def some(texts: Sequence[Int64[Tensor, " _"]], n_tokens: int) -> list[Int64[Tensor, " _"]]:
+    """Return windows from all over `texts` that hold about `n_tokens` together, all where they hold fewer."""
+    total = sum(len(ids) for ids in texts)
+    step = max(total // n_tokens, 1)
+    return list(texts[::step])
+
+
 @dataclass(frozen=True)
 class Measured:
     """What some predictors did: nats per token, share of equal top tokens, counts."""

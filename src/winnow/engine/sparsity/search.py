@@ -1,12 +1,21 @@
-"""Search: the settings of all layers that read the least within a budget of nats.   (floor 5 · engine)"""
+"""Search: the settings of all layers that read the least within a budget of nats.   (floor 5 · engine)
 
-from collections.abc import Sequence
+Neurons first, by the prices of their layers' losses; then heads, by those of theirs.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 
 from winnow.engine.sparsity.frontier import Choice
+from winnow.engine.sparsity.heldout import HeldOut, Measured
+from winnow.engine.sparsity.predictor import HeadFit, HeadPredictor, keeping
 
+HEAD_STEPS = 32  # shares of the heads are tried in steps of 1 / 32
+HEAD_TRIES = 5  # that often steps can be halved
+PRICED_SHARE = 0.85  # of one layer's heads, kept to learn what its others cost
 SURCHARGES = (*(0.1 * i for i in range(30)), 5.0, 10.0, 100.0)  # on predictor bytes, to hold their share
 
 
@@ -80,3 +89,50 @@ class Ladders:
         return [
             int((cost + rate * nats).argmin()) for cost, (_, _, nats) in zip(costs, self.columns, strict=True)
         ]
+
+
+@final
+class HeadLadder:
+    """Any share of the kv heads, spread over the layers by what each loses."""
+
+    def __init__(self, fits: Sequence[HeadFit], probe: HeldOut, tick: Callable[[int], None]) -> None:
+        """Measure on `probe` what leaving out the quietest heads of each layer alone costs.
+
+        One sparse pass over the probe per layer; `tick` is told the layers done.
+        """
+        self.fits = fits
+        self.prices: list[float] = []  # nats per unit of energy
+        everything = [None] * len(fits)
+        for index, fit in enumerate(fits):
+            bound = fit.bound(PRICED_SHARE)
+            alone = [fit.above(bound) if i == index else None for i in range(len(fits))]
+            lost = fit.lost(bound)
+            self.prices.append(probe.measure(everything, alone).kld / lost if lost > 0 else 0.0)
+            tick(index + 1)
+
+    def keeping(self, share: float | int) -> tuple[HeadPredictor | None, ...]:
+        """Return the predictors with which about `share` of all layers' heads are kept."""
+        return keeping(self.fits, self.prices, share)
+
+    def fewest(
+        self,
+        measure: Callable[[Sequence[HeadPredictor | None]], Measured],
+        target: float,
+        tick: Callable[[int], None],
+    ) -> tuple[tuple[HeadPredictor | None, ...], Measured] | None:
+        """Return the predictors that keep the smallest share whose measured nats hold `target`, if any does.
+
+        Takes it that a smaller share loses more, and halves the steps; `tick` is told the measurements done.
+        """
+        found = None
+        fails, holds = 0, HEAD_STEPS
+        for done in range(1, HEAD_TRIES + 1):
+            middle = (fails + holds) // 2
+            heads = self.keeping(middle / HEAD_STEPS)
+            measured = measure(heads)
+            if measured.kld <= target:
+                found, holds = (heads, measured), middle
+            else:
+                fails = middle
+            tick(done)
+        return found

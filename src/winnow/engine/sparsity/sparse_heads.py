@@ -2,7 +2,7 @@
 
 Keys and values of every head are kept, computed at once or when they are needed, so that a head left out at
 one token is whole at the next. What is left out is the head's query, its attention and its part of the map
-behind it.
+behind it. `DroppingHeads` is there to measure what that saves from being lost.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from winnow.engine.model import HeadWatch
+from winnow.engine.model import Dropped, HeadWatch
 from winnow.engine.sparsity.predictor import HeadPredictor
 from winnow.engine.weights import Layer
 
@@ -45,6 +45,29 @@ class SparseHeads:
     def density(self) -> float:
         """Share of heads selected, over all layers and rows; 1 before the first."""
         return float(self.selected.sum() / self.seen.sum()) if self.seen.any() else 1.0
+
+
+@final
+class DroppingHeads:
+    """An ablation: a head left out at one token drops that token's key and value, and never sees them again.
+
+    No cache does so. It is for one sequence from its beginning, in one piece or several, and remembers what
+    was dropped; `slot` says which heads are left out, and counts.
+    """
+
+    def __init__(self, slot: SparseHeads) -> None:
+        """Nothing is dropped yet."""
+        self.slot = slot
+        self.dropped: dict[int, Bool[Tensor, "S K"]] = {}
+
+    def __call__(self, index: int, layer: Layer, x: Float32[Tensor, "T D"]) -> HeadWatch | Dropped:
+        """Return what silences heads for the rows of `x`, and all that the heads have dropped until then."""
+        watch, predictor = self.slot(index, layer, x), self.slot.layers[index]
+        if predictor is None:
+            return watch
+        before = self.dropped.get(index, torch.empty(0, len(predictor.bias), dtype=torch.bool))
+        self.dropped[index] = torch.cat([before, predictor.scores(x) <= 0])
+        return Dropped(watch, self.dropped[index].T)
 
 
 def silenced(

@@ -8,7 +8,7 @@ Compiled by CMake from these sources and the `cpu.cpp` of each kernel, the latte
     rows.hpp                    eight rows at once: the loops all kernels stand on
     table.cpp                   the table of one level
     features.hpp features.cpp   which levels this processor runs
-    memory.hpp memory.cpp       scratch memory, huge pages, the read bandwidth
+    memory.hpp memory.cpp       scratch memory, the read bandwidth
     arrays.hpp calls.hpp        arrays from Python; the kernels as it calls them, at once or recorded
     bindings.cpp                the Python module `_native`
 """

@@ -20,9 +20,6 @@ NB_MODULE(_native, m) {
     for (const Level& level : levels()) names.emplace_back(level.name);
     return names;
   });
-  m.def("advise_huge_pages", [](std::uintptr_t memory, std::int64_t bytes) {
-    advise_huge_pages(reinterpret_cast<void*>(memory), bytes);
-  });
 
   nb::class_<Matrix>(m, "Matrix")
       .def("__init__", [](Matrix* self, std::uintptr_t data, std::int64_t rows, std::int64_t columns,

@@ -22,6 +22,18 @@ void* aligned(std::int64_t bytes, std::int64_t alignment) {
   return memory;
 }
 
+// Asks for huge pages on the whole pages inside the range, before they are touched. A hint only.
+void advise_huge_pages(void* memory, std::int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<std::uintptr_t>(memory) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<std::uintptr_t>(memory) + static_cast<std::uintptr_t>(bytes)) / page * page;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
 }  // namespace
 
 Scratch::~Scratch() {
@@ -39,17 +51,6 @@ void* Scratch::bytes(int slot, std::int64_t count) {
 }
 
 float* Scratch::floats(int slot, std::int64_t count) { return static_cast<float*>(bytes(slot, count * 4)); }
-
-void advise_huge_pages(void* memory, std::int64_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<std::uintptr_t>(memory) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<std::uintptr_t>(memory) + static_cast<std::uintptr_t>(bytes)) / page * page;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)memory, (void)bytes;
-#endif
-}
 
 double read_bandwidth(Context& context, const Kernels& kernels, std::int64_t bytes, double seconds) {
   using clock = std::chrono::steady_clock;

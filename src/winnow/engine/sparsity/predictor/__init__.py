@@ -21,7 +21,7 @@ activation is computed exactly; a neuron missed loses its contribution. That is 
 """
 
 from winnow.engine.sparsity.predictor.gate import GatePredictor
-from winnow.engine.sparsity.predictor.heads import HeadFit, fit_heads, head_energies
+from winnow.engine.sparsity.predictor.heads import HeadFit, fit_heads, head_energies, keeping
 from winnow.engine.sparsity.predictor.index import WORD, IndexPredictor
 from winnow.engine.sparsity.predictor.kinds import (
     HeadPredictor,
@@ -50,6 +50,7 @@ __all__ = [
     "described",
     "fit_heads",
     "head_energies",
+    "keeping",
     "predictor_of",
     "whitened_svd",
 ]

@@ -4,9 +4,11 @@
 
 x is what the layer's attention reads, and the score foretells, by ridge regression, the logarithm of the
 head's energy: the squared norm of its part of the attention's output. Query heads that share a kv head are
-left out together.
+left out together. Heads of all layers are held to one bound, each layer's scores raised by the logarithm of
+its price, the nats that a unit of energy lost there costs: the heads that cost least are left out.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +24,7 @@ from winnow.kernels import QuantisedMatrix
 
 RIDGE = 1e-3  # of the inputs' mean variance
 LEAST_ENERGY = 1e-12
+LEAST_PRICE = 1e-12  # nats per unit of energy: a layer that costs nothing comes first, and is not infinite
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,43 @@ class HeadFit:
     foretold: Float32[Tensor, "T K"]
     said: Float32[Tensor, "T K"]  # logarithms of energies
 
-    def keeping(self, share: float | int) -> LowRankPredictor | None:
-        """Return the predictor with the bound that a `share` of these tokens' heads exceeds.
+    def bound(self, share: float | int) -> float:
+        """Return the logarithm that a `share` of these tokens' heads are foretold to exceed."""
+        return _exceeded(self.foretold.flatten(), share)
 
-        None, a layer with all heads, where the rest is less than one head of one token.
+    def above(self, bound: float | int) -> LowRankPredictor | None:
+        """Return the predictor of the heads whose foretold energy has a logarithm above `bound`.
+
+        None, a layer with all heads, where those of all these tokens have.
         """
-        n_left_out = round((1 - float(share)) * self.foretold.numel())
-        if n_left_out == 0:
+        if not (self.foretold <= bound).any():
             return None
-        bound = self.foretold.flatten().kthvalue(n_left_out).values
         return replace(self.predictor, bias=self.predictor.bias - bound)
+
+    def lost(self, bound: float | int) -> float:
+        """Return the energy per token of the heads that `above` leaves out."""
+        left_out = self.said.double().exp()[self.foretold <= bound]
+        return left_out.sum().item() / len(self.said)
+
+
+def keeping(
+    fits: Sequence[HeadFit], prices: Sequence[float | int], share: float | int
+) -> tuple[LowRankPredictor | None, ...]:
+    """Return one predictor per layer, or None: of all layers' heads together they keep about `share`.
+
+    `prices` are the layers' nats per unit of energy lost. None in all layers where the rest is less than one
+    head of one of the tokens that the fits saw.
+    """
+    levels = [math.log(max(price, LEAST_PRICE)) for price in prices]
+    scores = torch.cat([(fit.foretold + level).flatten() for fit, level in zip(fits, levels, strict=True)])
+    bound = _exceeded(scores, share)
+    return tuple(fit.above(bound - level) for fit, level in zip(fits, levels, strict=True))
+
+
+def _exceeded(scores: Float32[Tensor, " N"], share: float | int) -> float:
+    """Return the bound that about a `share` of the scores exceed; that of all is minus infinity."""
+    n_below = round((1 - float(share)) * len(scores))
+    return scores.kthvalue(n_below).values.item() if n_below else -math.inf
 
 
 def head_energies(layer: Layer, mixed: Float32[Tensor, "T K sharers E"]) -> Float32[Tensor, "T K"]:
