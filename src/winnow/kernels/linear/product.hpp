@@ -47,11 +47,32 @@ inline Vectors vectors(Dtype dtype, const float* x, std::int64_t batch, std::int
   return made;
 }
 
+constexpr std::int64_t kShortBytes = 256;  // rows of no more are read eight at a time, one after the other
+
+// product() for short rows that lie in order: one run of memory. The bits are the same.
+template <class W>
+inline void product_of_short(const Matrix& matrix, std::int64_t begin, std::int64_t end, const Vectors& vectors) {
+  const std::int64_t n = matrix.columns, last = matrix.rows - 1;
+  for (std::int64_t i = begin; i < end; i += kRows) {
+    Row<W> rows[kRows];
+    for (std::int64_t r = 0; r < kRows; ++r) rows[r] = row_of<W>(matrix, i + r < last ? i + r : last);
+    for (std::int64_t l = 0; l < kRows * n; l += kLine<W>) prefetch(rows[0] + l + kStreams * kAhead<W>);
+    for (int b = 0; b < vectors.count; ++b) {
+      float sums[kRows];
+      dot<W>(rows, static_cast<const Input<W>*>(vectors.x[b]), n, sums);
+      for (std::int64_t r = 0; r < kRows && i + r < end; ++r) vectors.out[b][i + r] = sums[r];
+    }
+  }
+}
+
 // out[b][i] = row i . x[b], for begin <= i < end; the block that begins at `ahead` is read next (none if negative).
 // The rows are four runs, read side by side: each is memory in order, and read once for all vectors.
 template <class W>
 inline void product(const Matrix& matrix, std::int64_t begin, std::int64_t end, std::int64_t ahead,
                     const Vectors& vectors) {
+  if (matrix.row_stride == matrix.columns && row_bytes_of(matrix.dtype, matrix.columns) <= kShortBytes) {
+    return product_of_short<W>(matrix, begin, end, vectors);
+  }
   const std::int64_t run = (end - begin) / kStreams, last = matrix.rows - 1;
   const auto row = [&](std::int64_t i) { return row_of<W>(matrix, i < last ? i : last); };
   const Input<W>* x[kMostBatch];
