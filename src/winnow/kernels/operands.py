@@ -6,6 +6,7 @@ dtypes and strides are checked when it is made, once, so that the hot calls need
 
 import contextlib
 import mmap
+import sys
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -49,7 +50,7 @@ def aligned_bytes(n_bytes: int) -> UInt8[Tensor, " n_bytes"]:
     small ones, so that at most 1 MB is held beside a block. The mapping ends with its last tensor. Without
     huge pages, or where the system has none left, small ones are used.
     """
-    if n_bytes < HUGE_PAGE_BYTES // 2 or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if n_bytes < HUGE_PAGE_BYTES // 2 or sys.platform != "linux":
         memory = torch.empty(n_bytes + RECORD_ALIGNMENT_BYTES, dtype=torch.uint8)
         skip = -memory.data_ptr() % RECORD_ALIGNMENT_BYTES
         return memory[skip : skip + n_bytes]
