@@ -51,7 +51,7 @@ class Dropped:
     """What watches the heads, and the positions whose keys and values a head has for good gone without."""
 
     watch: HeadWatch
-    positions: Bool[Tensor, "K S"]
+    positions: Bool[Tensor, "K keys"]
 
 
 # (layer index, layer, what its attention reads) -> what watches its heads

@@ -58,7 +58,7 @@ class DroppingHeads:
     def __init__(self, slot: SparseHeads) -> None:
         """Nothing is dropped yet."""
         self.slot = slot
-        self.dropped: dict[int, Bool[Tensor, "S K"]] = {}
+        self.dropped: dict[int, Bool[Tensor, "keys K"]] = {}
 
     def __call__(self, index: int, layer: Layer, x: Float32[Tensor, "T D"]) -> HeadWatch | Dropped:
         """Return what silences heads for the rows of `x`, and all that the heads have dropped until then."""
