@@ -4,12 +4,10 @@ import json
 from xml.etree import ElementTree
 
 import pytest
-from benchmarks.context import grown
+from benchmarks.context import Steps, grown
 from benchmarks.ratios import ASKED, PICTURE, RACES, assembled, picture
 
 from tests.house.source import ROOT
-from winnow.engine.bench import BenchReport, Row
-from winnow.engine.bench.report import Machine
 
 RESULT = ROOT / "benchmarks/results/ratios.json"
 SPEEDS = {"winnow-dense": 17.0, "winnow-sparse": 35.0, "hf": 5.0, "llama.cpp": 20.0, "ctranslate2": 10.0}
@@ -88,30 +86,26 @@ def test_the_picture_is_drawn_from_the_committed_rows():
     assert len(list(found)) == len(rows)
 
 
-def context_row(engine, n_read, ms, n_bytes) -> Row:
-    shares = (1.0, 1.0) if engine == "winnow-dense" else (0.1, 0.5)
-    speeds = (1000 / ms,) * 3
-    return Row(engine, "s", "bf16", *shares, n_read, *speeds, 3, 0, ms, 0.5, n_bytes, 50.0, 0.9, 10**9)
-
-
-def test_growth_is_counted_from_the_shortest_context():
-    machine = Machine("x", 2, "avx2", 50.0, 49.0, "abc")
-    reports = [
-        BenchReport(
-            machine,
-            (
-                context_row("winnow-dense", n_read, 40.0 + 4 * n_read / 100, 2e9 + 1e6 * n_read),
-                context_row("winnow-sparse", n_read, 20.0 + 3 * n_read / 100, 1e9 + 5e5 * n_read),
-            ),
-            (),
+def test_growth_is_counted_from_the_shortest_context_within_a_round():
+    taken = [
+        Steps(
+            engine,
+            n_read,
+            [
+                state * (start + growth * n_read) / 1e3 for state in (1.0, 2.0, 1.0)
+            ],  # a slow round in the middle
+            [start_bytes + each * n_read] * 3,
         )
         for n_read in (100, 500)
+        for engine, start, growth, start_bytes, each in (
+            ("winnow-dense", 40.0, 0.04, 2e9, 1e6),
+            ("winnow-sparse", 20.0, 0.03, 1e9, 5e5),
+        )
     ]
-    result = grown(reports)
+    result = grown(taken, [40.0, 60.0, 50.0])
     assert result["rows"][2]["kv_growth_bytes"] == pytest.approx(4e8)
     assert result["rows"][2]["kv_growth_limit_ms"] == pytest.approx(8.0)
     assert result["rows"][3]["growth_ms"] == pytest.approx(12.0)
     (compared,) = result["compared"]
     assert compared["bytes_growth_ratio"] == pytest.approx(0.5)
     assert compared["time_growth_ratio"] == pytest.approx(0.75)
-    assert not result["void"]
