@@ -29,7 +29,7 @@ from winnow.cli import main
 sys.exit(main())
 """
 STATIONS = {
-    "load": ("winnow.engine.generate", "load_weights"),
+    "load": ("winnow.engine.convert.packed", "load_weights"),
     "prefill": ("winnow.engine.prefill", "embed"),
     "convert": ("winnow.engine.convert.rewrite", "write_shards"),
 }
