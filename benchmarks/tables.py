@@ -147,6 +147,8 @@ COLUMNS = {
     "width": Column("width", "d"),
     "neurons": Column("neurons", "d"),
     "batch": Column("batch", "d"),
+    "bytes_per_step": Column("MB/step", ".0f", 1e6),
+    "gain": Column("times one sequence", ".2f"),
     "certified": Column("certified", ".1%"),
     "in_the_first_sample": Column("in the first sample", ".1%"),
     "uniform_rows": Column("as many rows taken uniformly", ".1%"),
