@@ -95,16 +95,20 @@ def attention(
 
     hidden = hidden_keys(start, end, layer.window)
     dropped, watch = (watch.positions, watch.watch) if isinstance(watch, Dropped) else (None, watch)
-    others = torch.arange(start, end)[:, None] != torch.arange(end)
     q = (q * head_width**-0.5).unflatten(1, (n_kv_heads, -1))  # T, K, H / K, E
     mixed = torch.empty_like(q)
     kept = block.floats(0, end)
     for head in range(n_kv_heads):
         keys, values = (each[head].float() for each in kept)
-        unseen = hidden if dropped is None else hidden | (dropped[head] & others)
+        unseen = hidden if dropped is None else hidden | (dropped[head] & _others(start, end))
         scores = torch.einsum("tge,se->gts", q[:, head], keys).masked_fill(unseen, float("-inf"))
         mixed[:, head] = torch.einsum("gts,se->tge", scores.softmax(-1), values)
     return layer.out((mixed if watch is None else watch(mixed)).flatten(1))
+
+
+def _others(start: int, end: int) -> Bool[Tensor, "T keys"]:
+    """Say which of the keys 0..end-1 are not the query's own."""
+    return torch.arange(start, end)[:, None] != torch.arange(end)
 
 
 def hidden_keys(start: int, end: int, window: int | None) -> Tensor:
