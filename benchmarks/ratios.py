@@ -23,7 +23,7 @@ from winnow.base.files import replacing
 from winnow.base.roofline import Measurement, roofline
 from winnow.base.timing import commit
 
-LENGTHS = ("--prompt-tokens", "128", "--max-tokens", "48", "--repeats", "2", "--threads", str(THREADS))
+LENGTHS = ("--prompt-tokens", "128", "--max-tokens", "48", "--repeats", "3", "--threads", str(THREADS))
 DENSE, SPARSE = "winnow-dense", "winnow-sparse"
 ASKED_SHARES = {"bf16": 0.70, "int8": 0.70, "int4": 0.50}  # of the read bandwidth, by Winnow's own engines
 DRAWN = "opt-1.3b"

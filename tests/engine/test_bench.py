@@ -184,6 +184,18 @@ def test_only_turns_between_two_quiet_probes_count(cpu):
     assert report.notes == ()
 
 
+def test_a_slow_state_counts_where_it_is_the_one_that_lasts(cpu):
+    probe = Probe(100, 100, 100, *[50] * 100)
+    report = race(
+        [Clockwork("a", seconds=(0.1, 1.0, 9.0, 2.0, 4.0))], PROMPT, cpu, OPTIONS, silent, probe=probe
+    )
+    (row,) = report.rows
+    assert (row.turns, row.turns_set_aside) == (2, 2)
+    assert (row.tokens_per_second_max, row.tokens_per_second_min) == pytest.approx((8 / 2.0, 8 / 4.0))
+    assert (report.machine.read_gb_per_s, report.machine.read_gb_per_s_min) == (50.0, 50.0)
+    assert row.bandwidth_share == pytest.approx(row.gb_per_s / 50)
+
+
 def test_a_better_probe_sets_earlier_turns_aside(cpu):
     slow_at_first = Probe(60, 60, 60, 60, 100)
     a = Clockwork("a", seconds=(0.1, 9.0, 9.0, 9.0, 2.0))
@@ -213,7 +225,7 @@ def test_a_race_gives_up_after_six_rounds_for_each_asked_turn(cpu):
 
 
 def test_fewer_turns_than_asked_are_told_and_do_not_void(cpu):
-    probe = Probe(100, 100, 100, *[50] * 100)
+    probe = Probe(100, 100, 100, *[50, 100] * 100)
     report = race([Clockwork("a")], PROMPT, cpu, OPTIONS, silent, probe=probe)
     assert (report.rows[0].turns, report.rows[0].turns_set_aside) == (1, 11)
     assert not report.is_void

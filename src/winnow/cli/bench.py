@@ -250,7 +250,7 @@ def _show(report: BenchReport, show: Callable[[str, Sequence[str], Sequence[Sequ
     for note in report.notes:
         print(f"Note: {note}.")
     if report.was_disturbed:
-        print("Some engine has no turn on a quiet machine: the figures are void. Run again.")
+        print("Some engine has no turn between two probes that agree: the figures are void. Run again.")
 
 
 def _rows(report: BenchReport) -> Sequence[Sequence[str]]:

@@ -2,8 +2,8 @@
 
 Engines take turns round by round in one process, with the same threads, weights, prompt and length. The read
 bandwidth is probed between turns. A machine with other tenants flips between states that differ twofold, and
-a median over all turns would mix two machines: a turn counts only if both probes beside it are close to the
-best of the run, by the same rule for every engine.
+a median over all turns would mix two machines: only the turns of one state count, that in which every engine
+has had turns enough first, by the probes on both sides of a turn.
 """
 
 import statistics
@@ -24,7 +24,7 @@ LEAST_DISTINCT = 0.5  # share of the answer's tokens; a model that repeats itsel
 SETTLE_S = 0.2  # after a turn, for the spinning threads of its engine to fall asleep
 PROBE_S = 0.1
 PROBE_BYTES = 1 << 30  # as a large model: of 256 MB a cache keeps a tenth from pass to pass
-QUIET = 0.85  # of the best bandwidth of the run
+STEADY = 0.85  # the lowest probe of a state as a share of its highest
 ROUNDS_PER_REPEAT = 6  # at most, until every engine has its counted turns
 
 
@@ -60,10 +60,14 @@ class Expected:
 
 @dataclass(frozen=True)
 class _Timed:
-    """A turn and the slower of the bandwidths probed before and after it."""
+    """A turn and the bandwidths probed before and after it."""
 
     turn: Turn
-    gb_per_s: float
+    gb_per_s: tuple[float, float]
+
+    def is_of(self, state: float) -> bool:
+        """Whether both probes lie within the state whose highest is `state`."""
+        return min(self.gb_per_s) >= STEADY * state and max(self.gb_per_s) <= state
 
 
 def settled_bandwidth(cpu: Cpu) -> float:
@@ -83,38 +87,43 @@ def race(
 ) -> BenchReport:
     """Let every runner read `prompt` and decode, round by round; return medians of the turns that count.
 
-    One round before the others warms caches and clocks. Whole rounds follow until every engine has `repeats`
-    turns whose two probes reach 0.85 of the best probe of the run, at most ``6 * repeats`` of them. With
-    `expected` the report checks that the measured density is within 0.01 and, where the predictors are exact,
-    that Winnow's sparse and dense tokens are equal. `tick` is told the rounds that count so far, the first
-    included, and the engine that comes next.
+    One round before the others warms caches and clocks. Whole rounds follow until there is a state of
+    the machine in which every engine has `repeats` turns, at most ``6 * repeats`` of them: a state is a
+    bandwidth, and a turn is of it if neither probe exceeds it or falls below 0.85 of it. Its turns
+    alone count, and it is the bandwidth that the report names; of two states that serve, the quicker
+    one.
+
+    With `expected` the report checks that the measured density is within 0.01 and, where the predictors are
+    exact, that Winnow's sparse and dense tokens are equal. `tick` is told the rounds that count so far, the
+    first included, and the engine that comes next.
     """
     timed: dict[str, list[_Timed]] = {runner.name: [] for runner in runners}
     probes = [probe(cpu) / 1e9]
-    n_rounds = n_counted = 0
+    state, n_rounds, n_counted = probes[0], 0, 0
     while n_counted < options.repeats and n_rounds <= ROUNDS_PER_REPEAT * options.repeats:
         for runner in runners:
             tick(n_counted + min(n_rounds, 1), runner.name)
             turn = runner.run(prompt, options.new_tokens)
             probes.append(probe(cpu) / 1e9)
             if n_rounds > 0:
-                timed[runner.name].append(_Timed(turn, min(probes[-2:])))
+                timed[runner.name].append(_Timed(turn, (probes[-2], probes[-1])))
         n_rounds += 1
-        n_counted = min(len(_counted(taken, max(probes))) for taken in timed.values())
+        n_counted, state = max((_least_turns(timed, each, options.repeats), each) for each in probes)
     tick(options.repeats + 1, "")
-    machine = Machine(cpu_model(), cpu.threads, cpu.isa, max(probes), min(probes), commit())
+    machine = Machine(cpu_model(), cpu.threads, cpu.isa, state, min(probes), commit())
     rows = tuple(_row(each, timed[each.name], len(prompt), machine, options.shape) for each in runners)
     turns = {name: [each.turn for each in taken] for name, taken in timed.items()}
     failures = () if expected is None else tuple(_failures(turns, expected))
     return BenchReport(machine, rows, failures, tuple(_notes(rows, options, expected)))
 
 
-def _counted(taken: Sequence[_Timed], best: float) -> list[Turn]:
-    return [each.turn for each in taken if each.gb_per_s >= QUIET * best]
+def _least_turns(timed: Mapping[str, Sequence[_Timed]], state: float, enough: int) -> int:
+    """Return how many turns of `state` every engine has, at most `enough`."""
+    return min(enough, *(sum(each.is_of(state) for each in taken) for taken in timed.values()))
 
 
 def _row(runner: Runner, taken: Sequence[_Timed], n_prompt: int, machine: Machine, shape: str) -> Row:
-    counted = _counted(taken, machine.read_gb_per_s)
+    counted = [each.turn for each in taken if each.is_of(machine.read_gb_per_s)]
     turns = counted or [each.turn for each in taken]
     speeds = [turn.tokens_per_second for turn in turns]
     speed = statistics.median(speeds)
@@ -175,8 +184,8 @@ def _notes(rows: Sequence[Row], options: BenchOptions, expected: Expected | None
     short = [f"{row.engine} has {row.turns}" for row in rows if row.turns < options.repeats]
     if short:
         notes.append(
-            f"{options.repeats} turns on a quiet machine were asked of each engine; {', '.join(short)} in "
-            f"{ROUNDS_PER_REPEAT * options.repeats} rounds"
+            f"{options.repeats} turns in one state of the machine were asked of each engine; "
+            f"{', '.join(short)} in {ROUNDS_PER_REPEAT * options.repeats} rounds"
         )
     return notes
 

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 class Row:
     """One engine's medians over the turns that count; the slowest and fastest of them beside.
 
-    A turn counts where the read bandwidth before and after it was close to the best of the run; the others
-    are set aside. Where none counts, the medians are over those set aside and the report is void. Decode
-    speed leaves the prompt out. `bytes_per_token` counts the weights, predictors and cached keys and values
-    that a decode step reads; `bandwidth_share` holds it against the probed read bandwidth.
-    `rss_bytes` is the whole process, all engines in it.
+    A turn counts where the read bandwidth before and after it was that of one state of the machine,
+    whose figure the report names; the others are set aside. Where none counts, the medians are over
+    those set aside and the report is void. Decode speed leaves the prompt out. `bytes_per_token` counts
+    the weights, predictors and cached keys and values that a decode step reads; `bandwidth_share` holds
+    it against the probed read bandwidth. `rss_bytes` is the whole process, all engines in it.
     """
 
     engine: str
@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and on what the figures were taken; the best and the worst bandwidth of the run, both probed."""
+    """Where and on what the figures were taken; the bandwidth of the turns that count, the least probed."""
 
     cpu: str
     threads: int
@@ -59,7 +59,7 @@ class BenchReport:
 
     @property
     def was_disturbed(self) -> bool:
-        """Whether some engine has no turn on a quiet machine: another tenant, a cold clock."""
+        """Whether some engine has no turn in a state of the machine that lasted: other tenants."""
         return any(row.turns == 0 for row in self.rows)
 
     @property
