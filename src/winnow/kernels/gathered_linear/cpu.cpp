@@ -71,7 +71,10 @@ void gathered_rows(Context& context, const float* x, std::int64_t batch, const M
 }
 
 constexpr std::int64_t kPanel = 32;  // rows, as in layout.py
-constexpr std::int64_t kFetchedBytes = 4096;
+
+// Panels read side by side, a block of each in turn while the next one's is fetched: about 8 KB under way.
+template <class W>
+constexpr std::int64_t kAbreast = kLine<W> < 64 ? 2 : 4;
 
 // A product over the listed blocks of columns. Rows of a panel lie together, block after block: what is read lies in
 // order, whatever is left out, and no two rows have anything between them. Each row is summed in the order of the list.
@@ -84,22 +87,26 @@ class Columns {
 
   std::int64_t panels() const { return (rows() + kPanel - 1) / kPanel; }
 
-  void sum(std::int64_t begin, std::int64_t end, const float* bias) const {
-    const std::int64_t bytes = kPanel * row_bytes_of(matrix_.dtype, matrix_.columns);
-    Place ahead{begin, 0};
-    for (std::int64_t fetched = 0; fetched < kFetchedBytes; fetched += bytes) next(ahead);
-    for (std::int64_t panel = begin; panel < end; ++panel) {
-      Floats totals[kMostBatch][kPanel];
-      for (int b = 0; b < vectors_.count; ++b) {
-        for (auto& total : totals[b]) total = zero();
+  // Sums the panels begin..end-1, at most kAbreast of them; those from `after` on are read next (none if negative).
+  void sum(std::int64_t begin, std::int64_t end, std::int64_t after, const float* bias) const {
+    Floats totals[kMostBatch][kAbreast<W> * kPanel];
+    for (int b = 0; b < vectors_.count; ++b) {
+      for (auto& total : totals[b]) total = zero();
+    }
+    for (std::int64_t i = 0; i < listed_.size(); ++i) {
+      for (std::int64_t at_row = 0; at_row < kPanel; at_row += kRows) {
+        for (std::int64_t panel = begin; panel < end; ++panel) {
+          Place ahead{panel, i + 1};
+          if (ahead.i >= listed_.size()) ahead = {after < 0 ? panel : after + panel - begin, 0};
+          if (ahead.panel >= panels()) ahead = {panel, i};
+          add({panel, i}, ahead, at_row, totals, (panel - begin) * kPanel);
+        }
       }
-      for (std::int64_t i = 0; i < listed_.size(); ++i) {
-        add({panel, i}, ahead.panel < end ? ahead : Place{panel, i}, totals);
-        next(ahead);
-      }
-      for (int b = 0; b < vectors_.count; ++b) {
+    }
+    for (int b = 0; b < vectors_.count; ++b) {
+      for (std::int64_t panel = begin; panel < end; ++panel) {
         float sums[kPanel];
-        for (std::int64_t r = 0; r < kPanel; r += kRows) sum8(totals[b] + r, sums + r);
+        for (std::int64_t r = 0; r < kPanel; r += kRows) sum8(totals[b] + (panel - begin) * kPanel + r, sums + r);
         for (std::int64_t r = 0; r < size(panel); ++r) {
           vectors_.out[b][panel * kPanel + r] = sums[r] + (bias ? bias[panel * kPanel + r] : 0.f);
         }
@@ -118,12 +125,6 @@ class Columns {
   }
   std::int64_t first(Place at) const { return at.panel * kPanel * blocks_ + listed_.block(at.i) * size(at.panel); }
 
-  void next(Place& at) const {
-    if (++at.i < listed_.size()) return;
-    at.i = 0;
-    ++at.panel;
-  }
-
   Row<W> row(std::int64_t i) const { return row_of<W>(matrix_, 0) + i * matrix_.columns; }  // they lie in order
 
   void fetch(std::int64_t begin) const {
@@ -135,27 +136,26 @@ class Columns {
 
   const float* scales() const { return reinterpret_cast<const float*>(matrix_.scales); }
 
-  void add(Place at, Place ahead, Floats totals[kMostBatch][kPanel]) const {
-    const std::int64_t begin = first(at), n = size(at.panel), begin_ahead = first(ahead), n_ahead = size(ahead.panel);
-    for (std::int64_t at_row = 0; at_row < n; at_row += kRows) {
-      const std::int64_t some = n - at_row < kRows ? n - at_row : kRows;
-      Row<W> rows[kRows];
-      if (at_row + kRows <= n_ahead) fetch(begin_ahead + at_row);
-      for (std::int64_t r = 0; r < kRows; ++r) rows[r] = row(begin + at_row + (r < some ? r : some - 1));
-      for (int b = 0; b < vectors_.count; ++b) {
-        if (!listed_.is_of(at.i, b)) continue;
-        Floats sums[kRows];
-        const auto* x = reinterpret_cast<const Input<W>*>(static_cast<const float*>(vectors_.x[b]) + at.i * stride_);
-        if (some == kRows && add_dots(rows[0], x, matrix_.columns, totals[b] + at_row)) continue;
-        dot_sums<W>(rows, x, matrix_.columns, sums);
-        for (std::int64_t r = 0; r < kRows; ++r) {
-          Floats& total = totals[b][at_row + r];
-          if constexpr (std::is_same_v<W, int8>) {
-            const float scale = scales()[begin + at_row + (r < some ? r : some - 1)];
-            total = fma(sums[r], splat(unit(x) * scale), total);
-          } else {
-            total = total + sums[r];
-          }
+  // Adds the products of eight rows of a panel, from its row `at_row` on, to its totals, which begin at `stand`.
+  void add(Place at, Place ahead, std::int64_t at_row, Floats (*totals)[kAbreast<W> * kPanel], std::int64_t stand) const {
+    const std::int64_t begin = first(at), n = size(at.panel);
+    if (at_row >= n) return;
+    const std::int64_t some = n - at_row < kRows ? n - at_row : kRows;
+    Row<W> rows[kRows];
+    if (at_row + kRows <= size(ahead.panel)) fetch(first(ahead) + at_row);
+    for (std::int64_t r = 0; r < kRows; ++r) rows[r] = row(begin + at_row + (r < some ? r : some - 1));
+    for (int b = 0; b < vectors_.count; ++b) {
+      if (!listed_.is_of(at.i, b)) continue;
+      Floats sums[kRows], *total = totals[b] + stand + at_row;
+      const auto* x = reinterpret_cast<const Input<W>*>(static_cast<const float*>(vectors_.x[b]) + at.i * stride_);
+      if (some == kRows && add_dots(rows[0], x, matrix_.columns, total)) continue;
+      dot_sums<W>(rows, x, matrix_.columns, sums);
+      for (std::int64_t r = 0; r < kRows; ++r) {
+        if constexpr (std::is_same_v<W, int8>) {
+          const float scale = scales()[begin + at_row + (r < some ? r : some - 1)];
+          total[r] = fma(sums[r], splat(unit(x) * scale), total[r]);
+        } else {
+          total[r] = total[r] + sums[r];
         }
       }
     }
@@ -169,7 +169,6 @@ class Columns {
 
 void gathered_columns(Context& context, const float* a, std::int64_t batch, const Matrix& matrix, const float* bias,
                       const Lists& lists, std::int64_t blocks, float* out) {
-  constexpr std::int64_t share = 4;  // panels
   const Union listed(lists, batch, blocks, context.scratch.bytes(1, Union::bytes(lists, blocks)));
   const std::int64_t width = matrix.columns, stride = input_floats(width);
   float* room = context.scratch.floats(0, batch * listed.size() * stride + 1);
@@ -186,11 +185,11 @@ void gathered_columns(Context& context, const float* a, std::int64_t batch, cons
     }
     vectors.count = static_cast<int>(batch);
     const Columns<W> columns(matrix, listed, blocks, vectors, stride);
-    const std::int64_t panels = columns.panels(), pieces = (panels + share - 1) / share;
+    const std::int64_t panels = columns.panels(), pieces = (panels + kAbreast<W> - 1) / kAbreast<W>;
     auto job = [&](Pool& pool) {
-      each_block(pool, 0, pieces, [&](std::int64_t piece) {
-        const std::int64_t begin = piece * share, end = begin + share;
-        columns.sum(begin, end < panels ? end : panels, bias);
+      each_block_ahead(pool, 0, pieces, [&](std::int64_t piece, std::int64_t next) {
+        const std::int64_t begin = piece * kAbreast<W>, end = begin + kAbreast<W>;
+        columns.sum(begin, end < panels ? end : panels, next < 0 ? -1 : next * kAbreast<W>, bias);
       });
       pool.wait(0, pieces);
     };
