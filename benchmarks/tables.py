@@ -99,6 +99,7 @@ COLUMNS = {
     "same_top": Column("same top token", ".2%"),
     "against": Column("against"),
     "measured_ratio": Column("times as fast", ".2f"),
+    "memory_limit_ratio": Column("at memory speed", ".1f"),
     "asked_ratio": Column("asked", ".1f"),
     "asked_share": Column("asked", ".0%"),
     "is_met": Column("met"),

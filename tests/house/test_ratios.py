@@ -44,6 +44,15 @@ def test_every_ratio_is_held_against_the_best_of_its_rivals():
     ]
 
 
+def test_beside_each_ratio_stands_what_memory_would_allow():
+    required = assembled({"opt-1.3b-bf16": report()})["required"]
+    # 2.6 GB at 60 GB/s: 23.08 tokens per second
+    limits = [(r["against"], round(r["memory_limit_ratio"], 2)) for r in required]
+    assert limits == [
+        ("llama.cpp bf16", 1.15), ("hf bf16", 4.62), ("winnow-dense bf16", 1.36), ("llama.cpp bf16", 1.15),
+    ]  # fmt: skip
+
+
 def test_a_rival_that_did_not_run_is_no_victory():
     speeds = {engine: SPEEDS[engine] for engine in ("winnow-dense", "winnow-sparse", "ctranslate2")}
     with pytest.raises(SystemExit, match=r"opt-1.3b-bf16 has no row of llama.cpp"):
