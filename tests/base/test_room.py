@@ -1,12 +1,13 @@
 """Room: the least of what machine and control groups leave, and disks asked beforehand."""
 
+import platform
 from pathlib import Path
 
 import pytest
 
 from winnow.base import room
 from winnow.base.errors import ResourceError
-from winnow.base.room import check_disk, check_memory, free_memory_bytes, quantity
+from winnow.base.room import check_disk, check_memory, free_memory_bytes, quantity, return_freed_memory
 
 MIB = 2**20
 
@@ -90,3 +91,19 @@ def test_a_disk_is_asked_though_the_place_is_not_there_yet(tmp_path: Path) -> No
 )
 def test_quantities_have_three_figures_and_a_unit(n_bytes: float | int, text: str) -> None:
     assert quantity(n_bytes) == text
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
+def test_freed_memory_between_what_stays_goes_back():
+    # blocks of the heap, not mappings of their own, which go back when they are freed
+    blocks = [bytearray(64 << 10) for _ in range(1600)]
+    kept = blocks[::20]
+    del blocks
+    before = resident_bytes()
+    return_freed_memory()
+    assert before - resident_bytes() > 50e6
+    assert all(not any(block) for block in kept)
+
+
+def resident_bytes() -> int:
+    return 4096 * int(Path("/proc/self/statm").read_text().split()[1])

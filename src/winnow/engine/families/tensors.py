@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from winnow.base.errors import ModelError
+from winnow.base.room import return_freed_memory
 from winnow.engine.config import ModelConfig
 from winnow.engine.weights import HeadLinear, LayerNorm, Linear, RmsNorm
 from winnow.kernels import AnyMatrix, Matrix, NeuronRecords, matrix
@@ -194,6 +195,7 @@ class Tensors(AbstractTensors):
             records.put("w_up", self._read(f"{w_up}.weight"))
             if has_bias:
                 records.bias_up.copy_(self._read(f"{w_up}.bias"))
+        return_freed_memory()  # scratch from between what stays: hundreds of megabytes by the last layer
         return records
 
     def check_tied(self, embed: AnyMatrix, name: str) -> None:
