@@ -26,7 +26,6 @@ DENSITIES = (0.05, 0.10, 0.20, 0.50, 1.0)
 ROTATIONS_BYTES = (256 << 20, 1 << 30)
 ROUNDS = 40
 LEAST_REPEATS = 5  # below, there is no row
-PROBE_BYTES = 1 << 30  # as race.py: of 256 MB a cache keeps a tenth from pass to pass
 REPEAT_S = 0.04  # short, so that a disturbance spoils few repeats
 STEADY = 0.85  # the lower probe as a share of the higher one: below, the machine changed meanwhile
 STATES_GB_S = (0, 45, 60, 1000)  # bounds of probed bandwidths: this machine gives about 38, 50 and 80
@@ -118,7 +117,7 @@ class Sample:
 
 
 def probe() -> float:
-    return read_bandwidth(open_cpu(THREADS), PROBE_BYTES, REPEAT_S)
+    return read_bandwidth(open_cpu(THREADS), seconds=REPEAT_S)
 
 
 def measure(case: Case, counter: Iterator[int]) -> Sample:

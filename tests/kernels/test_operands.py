@@ -59,10 +59,9 @@ def test_large_blocks_ask_for_huge_pages_on_memory_that_was_used_before():
         assert memory.shape == (n_bytes,)
         memory.fill_(1)
         assert "hg" in _flags(memory.data_ptr())
+    # A mapping, since the C library's own memory may have been asked for it before.
     plain = torch.frombuffer(mmap.mmap(-1, 4 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
-    assert "hg" not in _flags(
-        plain.data_ptr()
-    )  # the C library's own memory may have been asked for it before
+    assert "hg" not in _flags(plain.data_ptr())
 
 
 def _flags(address: int) -> list[str]:

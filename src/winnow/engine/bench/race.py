@@ -23,7 +23,6 @@ HEAD_TOLERANCE_FACTOR = 5  # heads are few, and what they read drifts from what 
 LEAST_DISTINCT = 0.5  # share of the answer's tokens; a model that repeats itself checks nothing
 SETTLE_S = 0.2  # after a turn, for the spinning threads of its engine to fall asleep
 PROBE_S = 0.1
-PROBE_BYTES = 1 << 30  # as a large model: of 256 MB a cache keeps a tenth from pass to pass
 STEADY = 0.85  # the lowest probe of a state as a share of its highest
 ROUNDS_PER_REPEAT = 6  # at most, until every engine has its counted turns
 
@@ -73,7 +72,7 @@ class _Timed:
 def settled_bandwidth(cpu: Cpu) -> float:
     """Return the bytes per second that memory is read at, once the threads of the last turn are asleep."""
     time.sleep(SETTLE_S)
-    return read_bandwidth(cpu, PROBE_BYTES, PROBE_S)
+    return read_bandwidth(cpu, seconds=PROBE_S)
 
 
 def race(
