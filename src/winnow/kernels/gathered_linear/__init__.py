@@ -9,7 +9,7 @@ a number of blocks that does not divide the rows or columns and for a block outs
 
     reference.py   the definition
     layout.py      columns in blocks, laid out so that what is read lies in order
-    cpu.cpp        a block per thread; panels of rows per thread
+    cpu.cpp        runs of blocks per thread; runs of rows per thread
 """
 
 import torch

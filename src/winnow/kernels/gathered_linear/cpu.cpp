@@ -70,90 +70,83 @@ void gathered_rows(Context& context, const float* x, std::int64_t batch, const M
   run_job(context.pool, listed.size() * rows * row_bytes_of(matrix.dtype, matrix.columns), job);
 }
 
-constexpr std::int64_t kPanel = 32;  // rows, as in layout.py
+constexpr std::int64_t kPiece = 512;  // sums kept at once, of all vectors
 
-// Panels read side by side, a block of each in turn while the next one's is fetched: about 8 KB under way.
-template <class W>
-constexpr std::int64_t kAbreast = kLine<W> < 64 ? 2 : 4;
-
-// A product over the listed blocks of columns. Rows of a panel lie together, block after block: what is read lies in
-// order, whatever is left out, and no two rows have anything between them. Each row is summed in the order of the list.
+// A product over the listed blocks of columns. The rows of a block lie together, one after the other: what is read of a
+// block is one run of memory, whatever is left out. Each row is summed in the order of the list.
 template <class W>
 class Columns {
  public:
   // x: of every listed block, `stride` floats apart
   Columns(const Matrix& matrix, const Union& listed, std::int64_t blocks, const Vectors& vectors, std::int64_t stride)
-      : matrix_(matrix), listed_(listed), vectors_(vectors), blocks_(blocks), stride_(stride) {}
+      : matrix_(matrix), listed_(listed), vectors_(vectors), rows_(matrix.rows / blocks), stride_(stride),
+        piece_(piece_of(rows_, vectors.count)), far_(far_of(row_bytes_of(matrix.dtype, matrix.columns))) {}
 
-  std::int64_t panels() const { return (rows() + kPanel - 1) / kPanel; }
+  std::int64_t pieces() const { return (rows_ + piece_ - 1) / piece_; }
 
-  // Sums the panels begin..end-1, at most kAbreast of them; those from `after` on are read next (none if negative).
-  void sum(std::int64_t begin, std::int64_t end, std::int64_t after, const float* bias) const {
-    Floats totals[kMostBatch][kAbreast<W> * kPanel];
-    for (int b = 0; b < vectors_.count; ++b) {
-      for (auto& total : totals[b]) total = zero();
-    }
+  // Sums the rows of a piece; the piece `after` is read next (none if negative).
+  void sum(std::int64_t piece, std::int64_t after, const float* bias) const {
+    const std::int64_t begin = piece * piece_, end = begin + piece_ < rows_ ? begin + piece_ : rows_;
+    Floats totals[kPiece];
+    for (std::int64_t t = 0; t < vectors_.count * piece_; ++t) totals[t] = zero();
     for (std::int64_t i = 0; i < listed_.size(); ++i) {
-      for (std::int64_t at_row = 0; at_row < kPanel; at_row += kRows) {
-        for (std::int64_t panel = begin; panel < end; ++panel) {
-          Place ahead{panel, i + 1};
-          if (ahead.i >= listed_.size()) ahead = {after < 0 ? panel : after + panel - begin, 0};
-          if (ahead.panel >= panels()) ahead = {panel, i};
-          add({panel, i}, ahead, at_row, totals, (panel - begin) * kPanel);
-        }
+      const Row<W> run = row(i, begin);
+      const Row<W> next = i + 1 < listed_.size() ? row(i + 1, begin) : row(0, (after < 0 ? piece : after) * piece_);
+      for (std::int64_t at = 0; at < end - begin; at += kRows) {
+        fetch(at + far_ < end - begin ? run + (at + far_) * matrix_.columns
+                                      : next + (at + far_ - (end - begin)) * matrix_.columns);
+        add(i, begin + at, end, run + at * matrix_.columns, totals + at);
       }
     }
     for (int b = 0; b < vectors_.count; ++b) {
-      for (std::int64_t panel = begin; panel < end; ++panel) {
-        float sums[kPanel];
-        for (std::int64_t r = 0; r < kPanel; r += kRows) sum8(totals[b] + (panel - begin) * kPanel + r, sums + r);
-        for (std::int64_t r = 0; r < size(panel); ++r) {
-          vectors_.out[b][panel * kPanel + r] = sums[r] + (bias ? bias[panel * kPanel + r] : 0.f);
+      for (std::int64_t at = 0; at < end - begin; at += kRows) {
+        float sums[kRows];
+        sum8(totals + b * piece_ + at, sums);
+        for (std::int64_t r = 0; r < kRows && begin + at + r < end; ++r) {
+          vectors_.out[b][begin + at + r] = sums[r] + (bias ? bias[begin + at + r] : 0.f);
         }
       }
     }
   }
 
  private:
-  struct Place {
-    std::int64_t panel, i;  // the i-th listed block
-  };
-
-  std::int64_t rows() const { return matrix_.rows / blocks_; }
-  std::int64_t size(std::int64_t panel) const {
-    return panel * kPanel + kPanel <= rows() ? kPanel : rows() - panel * kPanel;
+  // At least eight pieces where there are rows enough; the totals of all vectors have room for kPiece.
+  static std::int64_t piece_of(std::int64_t rows, std::int64_t batch) {
+    const std::int64_t share = (rows / 8 + kRows - 1) / kRows * kRows, room = kPiece / batch / kRows * kRows;
+    return share < kRows ? kRows : share < room ? share : room;
   }
-  std::int64_t first(Place at) const { return at.panel * kPanel * blocks_ + listed_.block(at.i) * size(at.panel); }
 
-  Row<W> row(std::int64_t i) const { return row_of<W>(matrix_, 0) + i * matrix_.columns; }  // they lie in order
+  // How many rows ahead memory is fetched, in whole eights.
+  static std::int64_t far_of(std::int64_t row_bytes) {
+    const std::int64_t rows = kFarBytes / row_bytes / kRows * kRows;
+    return rows < kRows ? kRows : rows;
+  }
 
-  void fetch(std::int64_t begin) const {
-    const Row<W> at = row(begin);
+  Row<W> row(std::int64_t i, std::int64_t at) const {
+    return row_of<W>(matrix_, 0) + (listed_.block(i) * rows_ + at) * matrix_.columns;  // they lie in order
+  }
+
+  void fetch(Row<W> at) const {
     for (std::int64_t l = 0; l < kRows * matrix_.columns; l += kLine<W>) prefetch(at + l);
     if constexpr (std::is_same_v<W, int4>) prefetch(at.group_scale());
-    if constexpr (std::is_same_v<W, int8>) prefetch(scales() + begin);
   }
 
-  const float* scales() const { return reinterpret_cast<const float*>(matrix_.scales); }
-
-  // Adds the products of eight rows of a panel, from its row `at_row` on, to its totals, which begin at `stand`.
-  void add(Place at, Place ahead, std::int64_t at_row, Floats (*totals)[kAbreast<W> * kPanel], std::int64_t stand) const {
-    const std::int64_t begin = first(at), n = size(at.panel);
-    if (at_row >= n) return;
-    const std::int64_t some = n - at_row < kRows ? n - at_row : kRows;
-    Row<W> rows[kRows];
-    if (at_row + kRows <= size(ahead.panel)) fetch(first(ahead) + at_row);
-    for (std::int64_t r = 0; r < kRows; ++r) rows[r] = row(begin + at_row + (r < some ? r : some - 1));
+  // Adds the products of up to eight rows of the i-th listed block, from its row `begin` on, to their totals.
+  void add(std::int64_t i, std::int64_t begin, std::int64_t end, Row<W> first, Floats* totals) const {
+    const std::int64_t n = matrix_.columns, some = end - begin < kRows ? end - begin : kRows;
+    const auto* scales = reinterpret_cast<const float*>(matrix_.scales) + listed_.block(i) * rows_ + begin;
     for (int b = 0; b < vectors_.count; ++b) {
-      if (!listed_.is_of(at.i, b)) continue;
-      Floats sums[kRows], *total = totals[b] + stand + at_row;
-      const auto* x = reinterpret_cast<const Input<W>*>(static_cast<const float*>(vectors_.x[b]) + at.i * stride_);
-      if (some == kRows && add_dots(rows[0], x, matrix_.columns, total)) continue;
-      dot_sums<W>(rows, x, matrix_.columns, sums);
-      for (std::int64_t r = 0; r < kRows; ++r) {
+      if (!listed_.is_of(i, b)) continue;
+      Floats* total = totals + b * piece_;
+      const auto* x = reinterpret_cast<const Input<W>*>(static_cast<const float*>(vectors_.x[b]) + i * stride_);
+      if (some == kRows && add_short(first, scales, x, n, total)) continue;
+      Row<W> rows[kRows];
+      for (std::int64_t r = 0; r < kRows; ++r) rows[r] = first + (r < some ? r : some - 1) * n;
+      Floats sums[kRows];
+      dot_sums<W>(rows, x, n, sums);
+      for (std::int64_t r = 0; r < some; ++r) {
         if constexpr (std::is_same_v<W, int8>) {
-          const float scale = scales()[begin + at_row + (r < some ? r : some - 1)];
-          total[r] = fma(sums[r], splat(unit(x) * scale), total[r]);
+          total[r] = fma(sums[r], splat(unit(x) * scales[r]), total[r]);
         } else {
           total[r] = total[r] + sums[r];
         }
@@ -164,7 +157,7 @@ class Columns {
   const Matrix& matrix_;
   const Union& listed_;
   const Vectors& vectors_;
-  std::int64_t blocks_, stride_;
+  std::int64_t rows_, stride_, piece_, far_;
 };
 
 void gathered_columns(Context& context, const float* a, std::int64_t batch, const Matrix& matrix, const float* bias,
@@ -185,13 +178,10 @@ void gathered_columns(Context& context, const float* a, std::int64_t batch, cons
     }
     vectors.count = static_cast<int>(batch);
     const Columns<W> columns(matrix, listed, blocks, vectors, stride);
-    const std::int64_t panels = columns.panels(), pieces = (panels + kAbreast<W> - 1) / kAbreast<W>;
     auto job = [&](Pool& pool) {
-      each_block_ahead(pool, 0, pieces, [&](std::int64_t piece, std::int64_t next) {
-        const std::int64_t begin = piece * kAbreast<W>, end = begin + kAbreast<W>;
-        columns.sum(begin, end < panels ? end : panels, next < 0 ? -1 : next * kAbreast<W>, bias);
-      });
-      pool.wait(0, pieces);
+      each_block_ahead(pool, 0, columns.pieces(),
+                       [&](std::int64_t piece, std::int64_t next) { columns.sum(piece, next, bias); });
+      pool.wait(0, columns.pieces());
     };
     run_job(context.pool, matrix.rows / blocks * listed.size() * row_bytes_of(matrix.dtype, width), job);
   });

@@ -1,7 +1,7 @@
 """Layout: a matrix whose columns are cut into blocks, in the order of reading.   (floor 1 · kernels)
 
-A few rows of the matrix lie together, block after block; of a block one row after the other. Leaving blocks
-out then leaves gaps in one stream of memory, where whole rows would leave strides.
+The rows of a block lie together, one after the other: what is read of a block is one run of memory, where whole
+rows would leave strides.
 """
 
 import torch
@@ -9,8 +9,6 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from winnow.base.errors import UsageError
-
-PANEL = 32  # rows that lie together; the last panel may have fewer
 
 
 def by_blocks(weight: Shaped[Tensor, "D M"], n_blocks: int) -> Shaped[Tensor, "rows columns"]:
@@ -20,11 +18,9 @@ def by_blocks(weight: Shaped[Tensor, "D M"], n_blocks: int) -> Shaped[Tensor, "r
     """
     if n_blocks < 1 or weight.shape[1] % n_blocks:
         raise UsageError(f"{n_blocks} blocks were asked of {weight.shape[1]} columns, expected a divisor.")
-    parts = weight.unflatten(1, (n_blocks, -1)).split(PANEL)
-    return torch.cat([part.transpose(0, 1).flatten(0, 1) for part in parts])
+    return weight.unflatten(1, (n_blocks, -1)).transpose(0, 1).flatten(0, 1)
 
 
 def from_blocks(rows: Shaped[Tensor, "rows columns"], n_blocks: int) -> Shaped[Tensor, "D M"]:
     """Return the matrix that `by_blocks` laid out."""
-    panels = rows.split(PANEL * n_blocks)
-    return torch.cat([panel.unflatten(0, (n_blocks, -1)).transpose(0, 1).flatten(1) for panel in panels])
+    return rows.unflatten(0, (n_blocks, -1)).transpose(0, 1).flatten(1)

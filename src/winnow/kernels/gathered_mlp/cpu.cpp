@@ -1,8 +1,8 @@
 // The MLP over a list of neurons, record by record.
 //
-// Neurons belong to one of eight or sixteen teams by their number alone. A team's neurons are summed in the order of the
-// list by one thread, the teams' sums in order at the end: the bits depend neither on the number of threads nor on
-// whether neurons that do not fire are listed.
+// The layer's neurons are eight or sixteen teams. A team's neurons are summed in the order of the list by one thread, the
+// teams' sums in order at the end: the bits depend neither on the number of threads nor on whether neurons that do not
+// fire are listed.
 //
 // Each thread reads eight records side by side, from their in-weights on to their out-weights, whose beginning is
 // fetched before it is known whether the neurons fire; the eight records after them are known by then.
@@ -78,7 +78,8 @@ class Stream {
 
  private:
   void next_team() {
-    for (team_ = pool_.claim(0); team_ < mlp_.teams[0].size(); team_ = pool_.claim(0)) {
+    const std::int64_t teams = mlp_.teams[0].size();
+    for (team_ = pool_.claim(0, teams); team_ < teams; team_ = pool_.claim(0, teams)) {
       for (std::int64_t b = 0; b < mlp_.batch; ++b) at_[b] = end_[b] = 0;
       vector_ = mlp_.batch - 1;
       if (next_vector()) return;

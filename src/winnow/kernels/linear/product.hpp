@@ -6,14 +6,12 @@
 
 namespace winnow::WINNOW_LEVEL {
 
-// Rows per block: about 256 KB of weights, and at least sixteen blocks where there are rows enough.
+// Rows per block: about 64 KB of weights, and at least 32 blocks where there are rows enough.
 inline std::int64_t block_rows(std::int64_t rows, std::int64_t row_bytes) {
-  std::int64_t by_bytes = (256 << 10) / row_bytes, by_share = rows / 16;
+  std::int64_t by_bytes = (64 << 10) / row_bytes, by_share = rows / 32;
   std::int64_t n = by_bytes < by_share ? by_bytes : by_share;
   return n < kRows ? kRows : n / kRows * kRows;
 }
-
-constexpr int kStreams = 4;
 
 template <class W>
 inline Row<W> row_of(const Matrix& matrix, std::int64_t i) {
@@ -47,16 +45,16 @@ inline Vectors vectors(Dtype dtype, const float* x, std::int64_t batch, std::int
   return made;
 }
 
-constexpr std::int64_t kShortBytes = 256;  // rows of no more are read eight at a time, one after the other
+constexpr std::int64_t kShortBytes = 256;  // rows of no more are read eight at a time
 
-// product() for short rows that lie in order: one run of memory. The bits are the same.
+// product() for short rows that lie in order. The bits are those of `dot`.
 template <class W>
 inline void product_of_short(const Matrix& matrix, std::int64_t begin, std::int64_t end, const Vectors& vectors) {
-  const std::int64_t n = matrix.columns, last = matrix.rows - 1;
+  const std::int64_t n = matrix.columns, last = matrix.rows - 1, far = kFarBytes / kLineBytes * kLine<W>;
   for (std::int64_t i = begin; i < end; i += kRows) {
     Row<W> rows[kRows];
     for (std::int64_t r = 0; r < kRows; ++r) rows[r] = row_of<W>(matrix, i + r < last ? i + r : last);
-    for (std::int64_t l = 0; l < kRows * n; l += kLine<W>) prefetch(rows[0] + l + kStreams * kAhead<W>);
+    for (std::int64_t l = 0; l < kRows * n; l += kLine<W>) prefetch(rows[0] + l + far);
     for (int b = 0; b < vectors.count; ++b) {
       float sums[kRows];
       dot<W>(rows, static_cast<const Input<W>*>(vectors.x[b]), n, sums);
@@ -65,43 +63,38 @@ inline void product_of_short(const Matrix& matrix, std::int64_t begin, std::int6
   }
 }
 
-// out[b][i] = row i . x[b], for begin <= i < end; the block that begins at `ahead` is read next (none if negative).
-// The rows are four runs, read side by side: each is memory in order, and read once for all vectors.
+// out[b][i] = row i . x[b], for begin <= i < end: one row after the other, a single stream of memory, read once for all
+// vectors. The block that begins at `ahead` is read next (none if negative).
 template <class W>
 inline void product(const Matrix& matrix, std::int64_t begin, std::int64_t end, std::int64_t ahead,
                     const Vectors& vectors) {
-  if (matrix.row_stride == matrix.columns && row_bytes_of(matrix.dtype, matrix.columns) <= kShortBytes) {
-    return product_of_short<W>(matrix, begin, end, vectors);
-  }
-  const std::int64_t run = (end - begin) / kStreams, last = matrix.rows - 1;
-  const auto row = [&](std::int64_t i) { return row_of<W>(matrix, i < last ? i : last); };
+  const std::int64_t n = matrix.columns, bytes = row_bytes_of(matrix.dtype, n);
+  if (matrix.row_stride == n && bytes <= kShortBytes) return product_of_short<W>(matrix, begin, end, vectors);
+  const std::int64_t far = (kFarBytes + bytes - 1) / bytes, last = matrix.rows - 1;
+  const auto far_of = [&](std::int64_t i) {  // the row that is read `far` rows after row i; itself where there is none
+    const std::int64_t row = i + far < end ? i + far : ahead < 0 ? i : ahead + (i + far - end);
+    return row_of<W>(matrix, row < last ? row : last);
+  };
   const Input<W>* x[kMostBatch];
   for (int b = 0; b < vectors.count; ++b) x[b] = static_cast<const Input<W>*>(vectors.x[b]);
-  Row<W> rows[kStreams], next[kStreams];
-  float sums[kTogether<W>][kRows];
-  for (std::int64_t i = 0; i < run; ++i) {
-    for (int s = 0; s < kStreams; ++s) {
-      rows[s] = row(begin + s * run + i);
-      next[s] = row(i + 1 < run || ahead < 0 ? begin + s * run + i + 1 : ahead + s * run);
+  for (std::int64_t first = begin; first < end; first += kRows) {
+    const std::int64_t some = end - first < kRows ? end - first : kRows;
+    Floats sums[kMostBatch][kRows];
+    for (std::int64_t r = 0; r < some; ++r) {
+      const Row<W> row = row_of<W>(matrix, first + r), later = far_of(first + r);
+      int b = 0;
+      for (; b + kTogether<W> <= vectors.count; b += kTogether<W>) {
+        Floats of_row[kTogether<W>];
+        row_sums<kTogether<W>, W>(row, later, x + b, n, of_row);
+        for (int v = 0; v < kTogether<W>; ++v) sums[b + v][r] = of_row[v];
+      }
+      for (; b < vectors.count; ++b) row_sums<1, W>(row, later, x + b, n, &sums[b][r]);
     }
-    const auto keep = [&](int b, const float* sum) {
-      for (int s = 0; s < kStreams; ++s) vectors.out[b][begin + s * run + i] = sum[s];
-    };
-    int b = 0;
-    for (; b + kTogether<W> <= vectors.count; b += kTogether<W>) {
-      dots<W, kStreams>(rows, x + b, matrix.columns, sums, b == 0 ? next : nullptr);
-      for (int v = 0; v < kTogether<W>; ++v) keep(b + v, sums[v]);
-    }
-    for (; b < vectors.count; ++b) {
-      dot<W, kStreams>(rows, x[b], matrix.columns, sums[0], b == 0 ? next : nullptr);
-      keep(b, sums[0]);
-    }
-  }
-  if (const std::int64_t done = begin + kStreams * run; done < end) {
-    for (int s = 0; s < kStreams; ++s) rows[s] = row(done + s);
     for (int b = 0; b < vectors.count; ++b) {
-      dot<W, kStreams>(rows, x[b], matrix.columns, sums[0]);
-      for (std::int64_t i = done; i < end; ++i) vectors.out[b][i] = sums[0][i - done];
+      for (std::int64_t r = some; r < kRows; ++r) sums[b][r] = zero();
+      float added[kRows];
+      add_up(sums[b], x[b], added);
+      for (std::int64_t r = 0; r < some; ++r) vectors.out[b][first + r] = added[r];
     }
   }
 }

@@ -13,35 +13,13 @@ void rotate(float*, std::int64_t, std::int64_t, const float*, const float*);
 template <class W>
 static void products(const Matrix& matrix, std::int64_t begin, std::int64_t rows, std::int64_t ahead,
                      const Input<W>* const* x, std::int64_t count, float* out) {
-  const std::int64_t run = rows / kStreams, last = begin + rows - 1, n = matrix.columns;
-  Row<W> at[kStreams], next[kStreams];
-  const auto each_input = [&](bool prefetching, auto put) {
-    float sums[kTogether<W>][kRows];
-    std::int64_t t = 0;
-    const auto later = [&] { return prefetching && t == 0 ? next : nullptr; };
-    for (; t + kTogether<W> <= count; t += kTogether<W>) {
-      dots<W, kStreams>(at, x + t, n, sums, later());
-      for (int v = 0; v < kTogether<W>; ++v) put(t + v, sums[v]);
+  for (std::int64_t first = 0; first < count; first += kMostBatch) {
+    Vectors some;
+    for (std::int64_t t = first; t < count && some.count < kMostBatch; ++t) {
+      some.x[some.count] = x[t];
+      some.out[some.count++] = out + t * rows - begin;
     }
-    for (; t < count; ++t) {
-      dot<W, kStreams>(at, x[t], n, sums[0], later());
-      put(t, sums[0]);
-    }
-  };
-  for (std::int64_t i = 0; i < run; ++i) {
-    for (int s = 0; s < kStreams; ++s) {
-      at[s] = row_of<W>(matrix, begin + s * run + i);
-      next[s] = row_of<W>(matrix, i + 1 < run ? begin + s * run + i + 1 : (ahead < 0 ? begin : ahead) + s * run);
-    }
-    each_input(true, [&](std::int64_t t, const float* sums) {
-      for (int s = 0; s < kStreams; ++s) out[t * rows + s * run + i] = sums[s];
-    });
-  }
-  if (const std::int64_t done = kStreams * run; done < rows) {
-    for (int s = 0; s < kStreams; ++s) at[s] = row_of<W>(matrix, begin + done + s < last ? begin + done + s : last);
-    each_input(false, [&](std::int64_t t, const float* sums) {
-      for (std::int64_t i = done; i < rows; ++i) out[t * rows + i] = sums[i - done];
-    });
+    product<W>(matrix, begin, begin + rows, ahead, some);
   }
 }
 

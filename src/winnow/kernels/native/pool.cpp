@@ -40,13 +40,17 @@ void spin_until(F done) {
   }
 }
 
-constexpr auto kIdleSpin = std::chrono::microseconds(60);
+constexpr auto kIdleSpin = std::chrono::microseconds(500);
 constexpr std::uint64_t kOpen = 1ull << 31;  // state: epoch << 32 | open | helpers inside
 constexpr std::uint64_t kInside = kOpen - 1;
 
-struct alignas(64) Counter {
-  std::atomic<std::int64_t> value{0};
+// What one thread has of a phase. `claimed` is counted up by whoever takes a block of it, `done` by the thread alone.
+struct alignas(64) Share {
+  std::atomic<std::int64_t> claimed{0};
+  std::atomic<std::int64_t> done{0};
 };
+
+thread_local int member_here = 0;
 
 }  // namespace
 
@@ -54,14 +58,16 @@ struct Pool::Impl {
   alignas(64) std::atomic<std::uint64_t> state{0};
   Job job = nullptr;
   void* context = nullptr;
-  Counter claimed[kPhases];
-  Counter done[kPhases];
+  std::vector<Share> shares;  // [member, phase]
   alignas(64) std::atomic<int> sleepers{0};
   std::atomic<bool> stopping{false};
   std::mutex mutex;
   std::condition_variable wake;
   std::vector<std::thread> helpers;
   int born_after = forks.load();
+
+  std::int64_t claim_of(std::int64_t member, int phase, std::int64_t blocks);
+  Share& share(int member, int phase) { return shares[static_cast<std::size_t>(member * kPhases + phase)]; }
 
   bool sees_news(std::uint64_t last_epoch) const {
     return stopping.load() || state.load() >> 32 != last_epoch;
@@ -90,7 +96,8 @@ struct Pool::Impl {
     return false;
   }
 
-  void help(Pool& pool) {
+  void help(Pool& pool, int member) {
+    member_here = member;
     std::uint64_t last_epoch = 0;
     for (;;) {
       await_news(last_epoch);
@@ -107,8 +114,9 @@ struct Pool::Impl {
 Pool::Pool(int threads) : impl_(new Impl) {
   count_forks();
   impl_->born_after = forks.load();
+  impl_->shares = std::vector<Share>(static_cast<std::size_t>(threads < 1 ? 1 : threads) * kPhases);
   for (int i = 1; i < threads; ++i) {
-    impl_->helpers.emplace_back([this] { impl_->help(*this); });
+    impl_->helpers.emplace_back([this, i] { impl_->help(*this, i); });
   }
 }
 
@@ -128,8 +136,10 @@ int Pool::threads() const { return static_cast<int>(impl_->helpers.size()) + 1; 
 
 void Pool::run(Job job, void* context, bool alone) {
   Impl& pool = *impl_;
-  for (auto& counter : pool.claimed) counter.value.store(0, std::memory_order_relaxed);
-  for (auto& counter : pool.done) counter.value.store(0, std::memory_order_relaxed);
+  for (auto& share : pool.shares) {
+    share.claimed.store(0, std::memory_order_relaxed);
+    share.done.store(0, std::memory_order_relaxed);
+  }
   if (alone || pool.helpers.empty() || forks.load(std::memory_order_relaxed) != pool.born_after) {
     job(context, *this);
     return;
@@ -147,12 +157,40 @@ void Pool::run(Job job, void* context, bool alone) {
   spin_until([&] { return (pool.state.load(std::memory_order_acquire) & kInside) == 0; });
 }
 
-std::int64_t Pool::claim(int phase) { return impl_->claimed[phase].value.fetch_add(1, std::memory_order_relaxed); }
+std::int64_t Pool::Impl::claim_of(std::int64_t member, int phase, std::int64_t blocks) {
+  const std::int64_t threads = static_cast<std::int64_t>(helpers.size()) + 1;
+  const std::int64_t begin = member * blocks / threads, end = (member + 1) * blocks / threads;
+  std::atomic<std::int64_t>& claimed = share(static_cast<int>(member), phase).claimed;
+  if (begin + claimed.load(std::memory_order_relaxed) >= end) return blocks;
+  const std::int64_t block = begin + claimed.fetch_add(1, std::memory_order_relaxed);
+  return block < end ? block : blocks;
+}
 
-void Pool::finish(int phase) { impl_->done[phase].value.fetch_add(1, std::memory_order_release); }
+std::int64_t Pool::claim_own(int phase, std::int64_t blocks) { return impl_->claim_of(member_here, phase, blocks); }
+
+std::int64_t Pool::claim(int phase, std::int64_t blocks) {
+  const std::int64_t n = threads();
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t block = impl_->claim_of((member_here + i) % n, phase, blocks);
+    if (block < blocks) return block;
+  }
+  return blocks;
+}
+
+int Pool::member() const { return member_here; }
+
+void Pool::finish(int phase) {
+  std::atomic<std::int64_t>& done = impl_->share(member_here, phase).done;
+  done.store(done.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+}
 
 void Pool::wait(int phase, std::int64_t blocks) {
-  spin_until([&] { return impl_->done[phase].value.load(std::memory_order_acquire) >= blocks; });
+  const int n = threads();
+  spin_until([&] {
+    std::int64_t done = 0;
+    for (int m = 0; m < n; ++m) done += impl_->share(m, phase).done.load(std::memory_order_acquire);
+    return done >= blocks;
+  });
 }
 
 }  // namespace winnow

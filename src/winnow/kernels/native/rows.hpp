@@ -1,14 +1,14 @@
-// A few rows at once: the two loops every kernel stands on.
+// Rows of weights: the loops every kernel stands on.
 //
-//   dot     inner products with one vector            one accumulator per row, so a row's bits do not depend on its
-//                                                     neighbours
+//   dot        inner products of a few rows with one vector   one accumulator per row, so a row's bits do not depend on
+//                                                             its neighbours
 //   dot_sums   the same, not yet added up
-//   dots    the same with a few vectors, each row read once; the bits are those of dot
-//   axpy8   y += a[0] * row 0 + ... + a[7] * row 7    row after row, so a row whose weight is 0 changes no bit;
-//                                                     y stands in pair order, `settle` puts it right
+//   row_sums   those of one row with a few vectors            for rows that lie in order: one stream of memory
+//   axpy8      y += a[0] * row 0 + ... + a[7] * row 7         row after row, so a row whose weight is 0 changes no bit;
+//                                                             y stands in pair order, `settle` puts it right
 //
-// Memory is kept at work by prefetching each row a little ahead of where it is read, and near its end the beginning of
-// the one that follows it: streams side by side, which is what the processor's own prefetching understands.
+// Memory is kept at work by prefetching: of rows side by side each a little ahead of where it is read, and near its end
+// the beginning of the one that follows it; of a single stream a few rows ahead.
 #pragma once
 
 #include <type_traits>
@@ -45,17 +45,19 @@ constexpr bool kOwnLoops = false;
 template <>
 inline constexpr bool kOwnLoops<int4> = true;
 inline void lay_out(const float* x, std::int64_t n, Groups* out);
-inline bool add_dots(Int4Row first, const Groups* x, std::int64_t n, Floats sums[8]);
+inline bool add_short(Int4Row first, const float*, const Groups* x, std::int64_t n, Floats sums[8]);
 #endif
+inline Floats row_groups(Int4Row row, Int4Row far, const Groups* x, std::int64_t n);
 template <int kCount>
 inline void dot_groups(const Int4Row rows[kCount], const Groups* x, std::int64_t n, Floats sums[8],
                        const Int4Row next[kCount]);
 template <int kCount>
 inline void axpy_groups(const Int4Row rows[], const float a[], std::int64_t n, float* y, const Int4Row next[8]);
 
-// A level may have a quicker way for eight short rows that follow each other.
+// A level may have a quicker way to add eight short rows that follow each other, times x, to eight sums; int8 has a scale
+// for each row.
 template <class R, class X>
-inline bool add_dots(R, const X*, std::int64_t, Floats*) {
+inline bool add_short(R, const float*, const X*, std::int64_t, Floats*) {
   return false;
 }
 
@@ -105,9 +107,10 @@ inline const Input<W>* input(const float* x, std::int64_t n, void* memory) {
   return out;
 }
 
-inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }  // into the second-level cache
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }  // into the first-level cache
 
 constexpr std::int64_t kAheadBytes = 1280;  // of 512 to 2048 tried; less comes late, more throws out what is waiting
+constexpr std::int64_t kFarBytes = 8 << 10;   // in a single stream; of 2 to 12 KB tried
 template <class W>
 constexpr std::int64_t kLine = kLineBytes / static_cast<std::int64_t>(sizeof(W));
 template <>
@@ -127,9 +130,9 @@ inline void prefetch_start(Row<W> row, std::int64_t n) {
   for (std::int64_t l = 0; l < n && l < kAhead<W>; l += kLine<W>) prefetch(row + l);
 }
 
-template <int kCount, int kVectors, int kLines, bool kPrefetch, class W, class X>
-inline std::int64_t dot_lines(Sum<W> acc[kVectors][kRows], const Row<W> rows[kCount], const X* const x[kVectors],
-                              std::int64_t i, std::int64_t n, const Row<W> ahead[kCount]) {
+template <int kCount, int kLines, bool kPrefetch, class W, class X>
+inline std::int64_t dot_lines(Sum<W> acc[kRows], const Row<W> rows[kCount], const X* x, std::int64_t i, std::int64_t n,
+                              const Row<W> ahead[kCount]) {
   for (; i + kLines * kLine<W> <= n; i += kLines * kLine<W>) {
 #pragma GCC unroll 8
     for (int r = 0; r < kCount; ++r) {
@@ -137,44 +140,36 @@ inline std::int64_t dot_lines(Sum<W> acc[kVectors][kRows], const Row<W> rows[kCo
       for (std::int64_t l = i; l < i + kLines * kLine<W>; l += kLine<W>) {
         if (kPrefetch) prefetch(ahead[r] + l);
 #pragma GCC unroll 8
-        for (std::int64_t s = l; s < l + kLine<W>; s += kStep<W, X>) {
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) acc[v][r] = step(acc[v][r], rows[r] + s, x[v] + s);
-        }
+        for (std::int64_t s = l; s < l + kLine<W>; s += kStep<W, X>) acc[r] = step(acc[r], rows[r] + s, x + s);
       }
     }
   }
   return i;
 }
 
-template <int kCount, int kVectors, bool kPrefetch, class W, class X>
-inline void dot_loop(const Row<W> rows[kCount], const X* const x[kVectors], std::int64_t n,
-                     Floats out[kVectors][kRows], const Row<W> next[kCount]) {
-  Sum<W> acc[kVectors][kRows];
-  for (auto& vector : acc) {
-    for (auto& a : vector) begin(a);
-  }
+template <int kCount, bool kPrefetch, class W, class X>
+inline void dot_loop(const Row<W> rows[kCount], const X* x, std::int64_t n, Floats out[kRows],
+                     const Row<W> next[kCount]) {
+  Sum<W> acc[kRows];
+  for (auto& a : acc) begin(a);
   std::int64_t i = 0;
   Row<W> ahead[kCount];
   if (kPrefetch) {
     const std::int64_t own = own_end<W>(n);
     for (int r = 0; r < kCount; ++r) ahead[r] = rows[r] + kAhead<W>;
-    i = dot_lines<kCount, kVectors, 2, true, W>(acc, rows, x, i, own, ahead);
-    i = dot_lines<kCount, kVectors, 1, true, W>(acc, rows, x, i, own, ahead);
+    i = dot_lines<kCount, 2, true, W>(acc, rows, x, i, own, ahead);
+    i = dot_lines<kCount, 1, true, W>(acc, rows, x, i, own, ahead);
     for (int r = 0; r < kCount; ++r) ahead[r] = next[r] - own;
   }
-  i = dot_lines<kCount, kVectors, 2, kPrefetch, W>(acc, rows, x, i, n, ahead);
-  i = dot_lines<kCount, kVectors, 1, kPrefetch, W>(acc, rows, x, i, n, ahead);
-  for (int v = 0; v < kVectors; ++v) {
-    std::int64_t j = i;
-    for (; j + kStep<W, X> <= n; j += kStep<W, X>) {
-      for (int r = 0; r < kCount; ++r) acc[v][r] = step(acc[v][r], rows[r] + j, x[v] + j);
-    }
-    if (j < n) {
-      for (int r = 0; r < kCount; ++r) acc[v][r] = step_some(acc[v][r], rows[r] + j, x[v] + j, n - j);
-    }
-    for (int r = 0; r < kRows; ++r) out[v][r] = floats(acc[v][r], x[v]);
+  i = dot_lines<kCount, 2, kPrefetch, W>(acc, rows, x, i, n, ahead);
+  i = dot_lines<kCount, 1, kPrefetch, W>(acc, rows, x, i, n, ahead);
+  for (; i + kStep<W, X> <= n; i += kStep<W, X>) {
+    for (int r = 0; r < kCount; ++r) acc[r] = step(acc[r], rows[r] + i, x + i);
   }
+  if (i < n) {
+    for (int r = 0; r < kCount; ++r) acc[r] = step_some(acc[r], rows[r] + i, x + i, n - i);
+  }
+  for (int r = 0; r < kRows; ++r) out[r] = floats(acc[r], x);
 }
 
 // Vectors whose sum, times unit(x), is rows[r] . x for r < kCount <= 8; `next` is null, or what is read after each row.
@@ -184,9 +179,9 @@ inline void dot_sums(const Row<W> rows[kCount], const X* x, std::int64_t n, Floa
   if constexpr (kOwnLoops<W>) {
     dot_groups<kCount>(rows, x, n, out, next);
   } else if (next) {
-    dot_loop<kCount, 1, true, W>(rows, &x, n, reinterpret_cast<Floats(*)[kRows]>(out), next);
+    dot_loop<kCount, true, W>(rows, x, n, out, next);
   } else {
-    dot_loop<kCount, 1, false, W>(rows, &x, n, reinterpret_cast<Floats(*)[kRows]>(out), next);
+    dot_loop<kCount, false, W>(rows, x, n, out, next);
   }
 }
 
@@ -205,24 +200,40 @@ inline void dot(const Row<W> rows[kCount], const X* x, std::int64_t n, float out
   add_up(sums, x, out);
 }
 
-// Vectors that `dots` takes: what the registers hold beside four rows.
+// Vectors that `row_sums` takes: what the registers hold, with kSums sums of each.
+constexpr int kSums = 4;
 template <class W>
 constexpr int kTogether = kOwnLoops<W> ? 1 : kLanes == 16 && !std::is_same_v<W, int8> ? 4 : 2;
 
-// out[v][r] = rows[r] . x[v] for v < kTogether.
-template <class W, int kCount, class X>
-inline void dots(const Row<W> rows[kCount], const X* const x[kTogether<W>], std::int64_t n,
-                 float out[kTogether<W>][kRows], const Row<W> next[kCount] = nullptr) {
-  if constexpr (kTogether<W> == 1) {
-    dot<W, kCount>(rows, x[0], n, out[0], next);
+// Vectors whose sums, times unit(x[v]), are row . x[v]: each fourth line of the row goes to the same sum, so that the
+// products of one row need not wait for each other. `far` is prefetched meanwhile, a row that is read somewhat later.
+template <int kVectors, class W, class X>
+inline void row_sums(Row<W> row, Row<W> far, const X* const x[kVectors], std::int64_t n, Floats out[kVectors]) {
+  if constexpr (kOwnLoops<W>) {
+    out[0] = row_groups(row, far, x[0], n);
   } else {
-    Floats sums[kTogether<W>][kRows];
-    if (next) {
-      dot_loop<kCount, kTogether<W>, true, W>(rows, x, n, sums, next);
-    } else {
-      dot_loop<kCount, kTogether<W>, false, W>(rows, x, n, sums, next);
+    Sum<W> acc[kVectors][kSums];
+    for (auto& vector : acc) {
+      for (auto& a : vector) begin(a);
     }
-    for (int v = 0; v < kTogether<W>; ++v) add_up(sums[v], x[v], out[v]);
+    std::int64_t i = 0;
+    for (; i + kSums * kLine<W> <= n; i += kSums * kLine<W>) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kSums; ++k) {
+        prefetch(far + (i + k * kLine<W>));
+#pragma GCC unroll 8
+        for (std::int64_t s = i + k * kLine<W>; s < i + (k + 1) * kLine<W>; s += kStep<W, X>) {
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) acc[v][k] = step(acc[v][k], row + s, x[v] + s);
+        }
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      std::int64_t j = i;
+      for (; j + kStep<W, X> <= n; j += kStep<W, X>) acc[v][0] = step(acc[v][0], row + j, x[v] + j);
+      if (j < n) acc[v][1] = step_some(acc[v][1], row + j, x[v] + j, n - j);
+      out[v] = floats((acc[v][0] + acc[v][1]) + (acc[v][2] + acc[v][3]), x[v]);
+    }
   }
 }
 

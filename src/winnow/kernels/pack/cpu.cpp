@@ -134,7 +134,7 @@ void pack(Context& context, const Source& source, const Matrix& into) {
   const std::int64_t stride = into.columns + kTile;  // no power of two
   float* rooms = context.scratch.floats(0, context.pool.threads() * kBlock * stride);
   auto job = [&](Pool& pool) {
-    float* room = rooms + pool.claim(1) * kBlock * stride;
+    float* room = rooms + pool.member() * kBlock * stride;
     each_block(pool, 0, blocks, [&](std::int64_t b) {
       const std::int64_t begin = b * kBlock, end = begin + kBlock < into.rows ? begin + kBlock : into.rows;
       switch (source.type) {

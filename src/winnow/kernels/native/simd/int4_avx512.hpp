@@ -9,15 +9,16 @@
 namespace winnow::WINNOW_LEVEL {
 
 constexpr std::int64_t kSuper = 16 * kGroup;
-constexpr std::int64_t kPairWeights = 2 * kGroup;
 
-// An element stands for the place of one float. Super-block k of 512 elements holds 16 scales, then for each pair of
-// groups 64 bytes and 16 sums over four of them times -8: what the weights, 8 too large, add too much.
+// An element stands for the place of one float. Super-block k of 512 elements holds 16 scales, then for each four groups
+// the first halves of all four, their second halves, and 16 sums of what one lane multiplies, times -8: what the weights,
+// 8 too large, add too much.
 struct Groups {
   std::int32_t part;
 };
-inline const char* pair_of(const Groups* super, std::int64_t pair) {
-  return reinterpret_cast<const char*>(super) + 64 + pair * 128;
+constexpr std::int64_t kQuad = 4;  // groups, 64 bytes of a row
+inline const char* quad_of(const Groups* super, std::int64_t quad) {
+  return reinterpret_cast<const char*>(super) + 64 + quad * 192;
 }
 
 inline void lay_out(const float* x, std::int64_t n, Groups* out) {
@@ -27,31 +28,21 @@ inline void lay_out(const float* x, std::int64_t n, Groups* out) {
     const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
     const float wrong = _mm512_reduce_add_ps(_mm512_mul_ps(_mm512_add_ps(low, high), _mm512_setzero_ps()));
     const __m512 inverse = _mm512_set1_ps(most > 0.f ? 127.f / most : 0.f);
-    const __m512i whole[2] = {_mm512_cvtps_epi32(_mm512_mul_ps(low, inverse)),
-                              _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse))};
+    const __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse));
+    const __m512i second = _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse));
     Groups* super = out + i / kSuper * kSuper;
     const std::int64_t group = i % kSuper / kGroup;
     reinterpret_cast<float*>(super)[group] = most / 127.f + wrong;  // NaN where the input is not finite
-    char* bytes = const_cast<char*>(pair_of(super, group / 2)) + group % 2 * 32;
-    for (int half = 0; half < 2; ++half) {
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes + half * 16), _mm512_cvtepi32_epi8(whole[half]));
-      const __m128i sums = _mm_slli_epi32(_mm_sub_epi32(_mm_setzero_si128(), fours(whole[half])), 3);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes + 64 + half * 16), sums);
-    }
+    auto* at = reinterpret_cast<__m128i*>(const_cast<char*>(quad_of(super, group / kQuad)) + group % kQuad * 16);
+    _mm_storeu_si128(at, _mm512_cvtepi32_epi8(first));
+    _mm_storeu_si128(at + 4, _mm512_cvtepi32_epi8(second));
+    const __m128i sums = _mm_add_epi32(fours(first), fours(second));
+    _mm_storeu_si128(at + 8, _mm_slli_epi32(_mm_sub_epi32(_mm_setzero_si128(), sums), 3));
   }
 }
 
 inline __m512 scales16(const bf16* p, std::int64_t groups) {  // no others are read
   return widen(_mm256_maskz_loadu_epi16(there(groups), p));
-}
-
-// The 64 weights of two groups as bytes 0..15; `kOne` where only the first is there.
-template <bool kOne>
-inline __m512i pair_bytes(const unsigned char* p) {
-  const __m256i halves = kOne ? _mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))
-                              : _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  const __m512i twice = _mm512_shuffle_i64x2(_mm512_castsi256_si512(halves), _mm512_castsi256_si512(halves), 0x50);
-  return _mm512_and_si512(_mm512_srlv_epi64(twice, _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0)), _mm512_set1_epi8(15));
 }
 
 // Sixteen weights, from a multiple of sixteen on.
@@ -63,29 +54,68 @@ inline Floats load(Int4Row p) {
 }
 inline Floats load_some(Int4Row p, std::int64_t) { return load(p); }  // rows are whole groups of 32
 
-// Fetches a part of what is read 512 weights after `ahead` begins to be: the lines of `kCount` rows, evenly spread over
-// `kParts` calls, since a processor that is asked for many lines at once waits for them.
-template <int kCount, int kParts>
-inline void prefetch_part(const Int4Row ahead[kCount], std::int64_t part) {
-  constexpr int kLines = kSuper / kLine<int4>, kTurns = kParts / kLines;
-  for (int r = static_cast<int>(part % kTurns); r < kCount; r += kTurns) {
-    prefetch(ahead[r] + part / kTurns * kLine<int4>);
-  }
-  if (part < kCount) prefetch(ahead[part].group_scale());
-  asm volatile("" ::: "memory");  // or the compiler makes one burst of all parts
+// The products of four groups with four of a vector: 16 whole numbers, four of each group.
+inline __m512i quad_products(__m512i bytes, __m512i first, __m512i second, __m512i shift) {
+  const __m512i low = _mm512_and_si512(bytes, _mm512_set1_epi8(15));
+  const __m512i high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), _mm512_set1_epi8(15));
+  return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(shift, low, first), high, second);
 }
 
-template <int kCount, bool kOne>
-inline void dot_pair(const unsigned char* const rows[kCount], const __m512 scales[kCount], const Groups* super,
-                     std::int64_t pair, __m512 sums[kCount]) {
-  const __m512i x = _mm512_loadu_si512(pair_of(super, pair)), shift = _mm512_loadu_si512(pair_of(super, pair) + 64);
-  const __m512i of_lanes = _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1),
-                                            _mm512_set1_epi32(static_cast<int>(2 * pair)));
+// Lane by lane the number of the group, of four from `group` on.
+inline __m512i lanes_of(std::int64_t group) {
+  return _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+                          _mm512_set1_epi32(static_cast<int>(group)));
+}
+
+// Prefetches here: the compiler would make one burst of a loop's, and a processor that is asked for many lines at once
+// waits for them.
+inline void prefetch_here(Int4Row row) {
+  prefetch(row);
+  asm volatile("" ::: "memory");
+}
+
+// Adds the products of `groups`, four or fewer, of each row to its sum; `ahead` is null or what is fetched meanwhile.
+template <int kCount>
+inline void dot_quad(const unsigned char* const rows[kCount], const __m512 scales[kCount], const Groups* super,
+                     std::int64_t quad, std::int64_t groups, __m512 sums[kCount], const Int4Row* ahead = nullptr) {
+  const char* x = quad_of(super, quad);
+  const __m512i first = _mm512_loadu_si512(x), second = _mm512_loadu_si512(x + 64), shift = _mm512_loadu_si512(x + 128);
+  const __m512i lanes = lanes_of(quad * kQuad);
 #pragma GCC unroll 8
   for (int r = 0; r < kCount; ++r) {
-    const __m512i products = _mm512_dpbusd_epi32(shift, pair_bytes<kOne>(rows[r] + pair * kGroup), x);
-    sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_permutexvar_ps(of_lanes, scales[r]), sums[r]);
+    if (ahead) prefetch_here(ahead[r] + quad * kLine<int4>);
+    const unsigned char* at = rows[r] + quad * 64;
+    const __m512i bytes =
+        groups == kQuad ? _mm512_loadu_si512(at) : _mm512_maskz_loadu_epi32(there(4 * groups), at);
+    const __m512 products = _mm512_cvtepi32_ps(quad_products(bytes, first, second, shift));
+    sums[r] = _mm512_fmadd_ps(products, _mm512_permutexvar_ps(lanes, scales[r]), sums[r]);
   }
+}
+
+// A vector that adds up to row . x: the sums of each fourth quad. `far` is prefetched meanwhile.
+inline Floats row_groups(Int4Row row, Int4Row far, const Groups* x, std::int64_t n) {
+  __m512 acc[4];
+  for (auto& sum : acc) sum = _mm512_setzero_ps();
+  for (std::int64_t i = 0; i < n; i += kSuper) {
+    const std::int64_t groups = n - i < kSuper ? (n - i) / kGroup : 16;
+    const unsigned char* at = row.groups + (row.at + i) / 2;
+    const __m512 input = _mm512_loadu_ps(reinterpret_cast<const float*>(x + i));
+    const __m512 scales = _mm512_mul_ps(scales16((row + i).group_scale(), groups), input);
+    if (groups == 16) {
+#pragma GCC unroll 4
+      for (int quad = 0; quad < 4; ++quad) {
+        prefetch(far + (i + quad * kLine<int4>));
+        dot_quad<1>(&at, &scales, x + i, quad, kQuad, acc + quad);
+      }
+      prefetch((far + i).group_scale());
+    } else {
+      for (std::int64_t quad = 0; quad * kQuad < groups; ++quad) {
+        const std::int64_t left = groups - quad * kQuad;
+        dot_quad<1>(&at, &scales, x + i, quad, left < kQuad ? left : kQuad, acc + quad);
+      }
+    }
+  }
+  return {_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3]))};
 }
 
 // Vectors that add up to rows[r] . x; `next` is null, or what is read after each row.
@@ -109,41 +139,50 @@ inline void dot_groups(const Int4Row rows[kCount], const Groups* x, std::int64_t
         ahead[r] = past < 0 ? rows[r] + (i + kAhead<int4>) : next[r] + (n < kAhead<int4> ? i : past);
       }
     }
-    for (std::int64_t pair = 0; pair < groups / 2; ++pair) {
-      if (next) prefetch_part<kCount, 8>(ahead, pair);
-      dot_pair<kCount, false>(at, scales, x + i, pair, acc);
+    for (std::int64_t quad = 0; quad < groups / kQuad; ++quad) {
+      dot_quad<kCount>(at, scales, x + i, quad, kQuad, acc, next ? ahead : nullptr);
     }
-    if (groups % 2) dot_pair<kCount, true>(at, scales, x + i, groups / 2, acc);
+    for (int r = 0; next && r < kCount; ++r) prefetch(ahead[r].group_scale());
+    if (groups % kQuad) dot_quad<kCount>(at, scales, x + i, groups / kQuad, groups % kQuad, acc);
   }
   for (int r = 0; r < kCount; ++r) sums[r].v = acc[r];
 }
 
 // The same for eight rows of 2, 4, 8 or 16 groups that follow each other, whose scales then fill whole vectors; added to
-// `sums`.
+// `sums`. Four groups are two rows of two.
 template <int kGroups>
 inline void dot_short(Int4Row first, const Groups* x, Floats sums[kRows]) {
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-  const __m512 input = _mm512_permutexvar_ps(_mm512_and_si512(lanes, _mm512_set1_epi32(kGroups - 1)),
+  const __m512i places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512 input = _mm512_permutexvar_ps(_mm512_and_si512(places, _mm512_set1_epi32(kGroups - 1)),
                                              _mm512_loadu_ps(reinterpret_cast<const float*>(x)));
   const unsigned char* bytes = first.groups + first.at / 2;
 #pragma GCC unroll 8
   for (int v = 0; v < kGroups / 2; ++v) {
     const __m512 scales = _mm512_mul_ps(scales16(first.group_scale() + 16 * v, 16), input);
-#pragma GCC unroll 8
-    for (int lane = 0; lane < 16; lane += 2) {
-      const int r = (16 * v + lane) / kGroups, pair = lane % kGroups / 2;
-      const __m512i products = _mm512_dpbusd_epi32(_mm512_loadu_si512(pair_of(x, pair) + 64),
-                                                   pair_bytes<false>(bytes + (8 * v + lane / 2) * kGroup),
-                                                   _mm512_loadu_si512(pair_of(x, pair)));
-      const __m512 scale = _mm512_permutexvar_ps(_mm512_add_epi32(halves, _mm512_set1_epi32(lane)), scales);
-      sums[r].v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sums[r].v);
+#pragma GCC unroll 4
+    for (int group = 0; group < 16; group += kQuad) {
+      const char* at = quad_of(x, group % kGroups / kQuad);
+      __m512i parts[3];
+      for (int i = 0; i < 3; ++i) {
+        parts[i] = _mm512_loadu_si512(at + 64 * i);
+        if (kGroups == 2) parts[i] = _mm512_shuffle_i64x2(parts[i], parts[i], 0x44);
+      }
+      const __m512i weights = _mm512_loadu_si512(bytes + (16 * v + group) * (kGroup / 2));
+      const __m512 products = _mm512_cvtepi32_ps(quad_products(weights, parts[0], parts[1], parts[2]));
+      const __m512 scale = _mm512_permutexvar_ps(lanes_of(group), scales);
+      const int r = (16 * v + group) / kGroups;
+      if (kGroups == 2) {
+        sums[r].v = _mm512_mask3_fmadd_ps(products, scale, sums[r].v, 0x00ff);
+        sums[r + 1].v = _mm512_mask3_fmadd_ps(products, scale, sums[r + 1].v, 0xff00);
+      } else {
+        sums[r].v = _mm512_fmadd_ps(products, scale, sums[r].v);
+      }
     }
   }
 }
 
 // Adds eight rows of n weights that follow each other, times x, to `sums`; false where n is no length for that.
-inline bool add_dots(Int4Row first, const Groups* x, std::int64_t n, Floats sums[kRows]) {
+inline bool add_short(Int4Row first, const float*, const Groups* x, std::int64_t n, Floats sums[kRows]) {
   switch (n) {
     case 64: dot_short<2>(first, x, sums); return true;
     case 128: dot_short<4>(first, x, sums); return true;
@@ -151,6 +190,13 @@ inline bool add_dots(Int4Row first, const Groups* x, std::int64_t n, Floats sums
     case 512: dot_short<16>(first, x, sums); return true;
     default: return false;
   }
+}
+
+// Fetches a sixteenth of the 512 weights that eight rows begin with: two lines, and scales.
+inline void prefetch_part(const Int4Row ahead[kRows], std::int64_t part) {
+  const std::int64_t line = part / 4 * kLine<int4>;
+  for (std::int64_t r = part % 4; r < kRows; r += 4) prefetch_here(ahead[r] + line);
+  if (part < kRows) prefetch(ahead[part].group_scale());
 }
 
 // y += a[r] * rows[r], row after row.
@@ -171,7 +217,7 @@ inline void axpy_groups(const Int4Row rows[], const float a[], std::int64_t n, f
       for (int r = 0; r < kRows; ++r) ahead[r] = next[r] + i;
     }
     for (std::int64_t g = 0; g < groups; ++g) {
-      if (next) prefetch_part<kRows, 16>(ahead, g);
+      if (next) prefetch_part(ahead, g);
       __m512 low = _mm512_loadu_ps(y + i + g * kGroup), high = _mm512_loadu_ps(y + i + g * kGroup + kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < kCount; ++r) {
