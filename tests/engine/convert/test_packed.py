@@ -27,6 +27,7 @@ from winnow.engine.sparsity.plan import Provenance
 from winnow.engine.synthetic import llama_config
 from winnow.engine.weights import DTYPES, Weights
 from winnow.kernels import Int4Matrix, NeuronRecords, QuantisedMatrix, int4, native
+from winnow.kernels.gathered_linear import by_blocks
 
 LLAMA = {**llama_config(2, 64, 96, 4, 2, vocab_size=311), "max_position_embeddings": 160}
 POST_NORM = {"do_layer_norm_before": False, "word_embed_proj_dim": 32}
@@ -381,6 +382,7 @@ def test_the_bits_of_packing_are_those_of_the_format() -> None:
     records = [NeuronRecords.pack(weight, weight, bias, dtype=t) for t in (torch.bfloat16, torch.int8)]
     records += [NeuronRecords.pack(weight, weight, bias, weight, dtype=int4)]
     int8, halves = QuantisedMatrix.of(weight), Int4Matrix.of(weight)
-    held = [int8.values, int8.scales, halves.groups, halves.scales, *(each.storage for each in records)]
+    held = [int8.values, int8.scales, halves.groups, halves.scales, by_blocks(weight, 4).contiguous()]
+    held += [each.storage for each in records]
     digest = hashlib.sha256(b"".join(each.view(torch.uint8).numpy().tobytes() for each in held))
-    assert (packed.FORMAT, digest.hexdigest()[:16]) == ("winnow-packed/1", "65bd6c9334435d35")
+    assert (packed.FORMAT, digest.hexdigest()[:16]) == ("winnow-packed/2", "d93d7e82e978c8a9")

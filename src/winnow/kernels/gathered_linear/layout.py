@@ -1,10 +1,9 @@
 """Layout: a matrix whose columns are cut into blocks, in the order of reading.   (floor 1 · kernels)
 
-The rows of a block lie together, one after the other: what is read of a block is one run of memory, where whole
-rows would leave strides.
+The rows of a block lie together, one after the other: what is read of a block is one run of memory, where
+whole rows would leave strides.
 """
 
-import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
