@@ -134,7 +134,10 @@ class Columns {
   // Adds the products of up to eight rows of the i-th listed block, from its row `begin` on, to their totals.
   void add(std::int64_t i, std::int64_t begin, std::int64_t end, Row<W> first, Floats* totals) const {
     const std::int64_t n = matrix_.columns, some = end - begin < kRows ? end - begin : kRows;
-    const auto* scales = reinterpret_cast<const float*>(matrix_.scales) + listed_.block(i) * rows_ + begin;
+    const float* scales = nullptr;
+    if constexpr (std::is_same_v<W, int8>) {
+      scales = reinterpret_cast<const float*>(matrix_.scales) + listed_.block(i) * rows_ + begin;
+    }
     for (int b = 0; b < vectors_.count; ++b) {
       if (!listed_.is_of(i, b)) continue;
       Floats* total = totals + b * piece_;

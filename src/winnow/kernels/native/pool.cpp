@@ -40,7 +40,7 @@ void spin_until(F done) {
   }
 }
 
-constexpr auto kIdleSpin = std::chrono::microseconds(500);
+constexpr auto kIdleSpin = std::chrono::microseconds(60);
 constexpr std::uint64_t kOpen = 1ull << 31;  // state: epoch << 32 | open | helpers inside
 constexpr std::uint64_t kInside = kOpen - 1;
 

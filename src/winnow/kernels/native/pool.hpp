@@ -6,9 +6,9 @@
 // less to do, one that never wakes is not missed. Since blocks are fixed by the problem, never by the number of threads,
 // the result has the same bits.
 //
-// Idle helpers spin for about half a millisecond, longer than it takes from one decode step to the next, and then sleep.
-// After a fork the child has no helpers and its caller works alone; forking while another thread runs a job is not
-// supported.
+// Idle helpers spin for about 60 microseconds, longer than between two calls of a decode step, and then sleep: a prompt's
+// products run on other threads, for which they would be in the way. After a fork the child has no helpers and its caller
+// works alone; forking while another thread runs a job is not supported.
 #pragma once
 
 #include <cstdint>

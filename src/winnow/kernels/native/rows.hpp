@@ -48,9 +48,7 @@ inline void lay_out(const float* x, std::int64_t n, Groups* out);
 inline bool add_short(Int4Row first, const float*, const Groups* x, std::int64_t n, Floats sums[8]);
 #endif
 inline Floats row_groups(Int4Row row, Int4Row far, const Groups* x, std::int64_t n);
-template <int kCount>
-inline void dot_groups(const Int4Row rows[kCount], const Groups* x, std::int64_t n, Floats sums[8],
-                       const Int4Row next[kCount]);
+inline void dot_groups(const Int4Row rows[8], const Groups* x, std::int64_t n, Floats sums[8], const Int4Row next[8]);
 template <int kCount>
 inline void axpy_groups(const Int4Row rows[], const float a[], std::int64_t n, float* y, const Int4Row next[8]);
 
@@ -110,7 +108,7 @@ inline const Input<W>* input(const float* x, std::int64_t n, void* memory) {
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }  // into the first-level cache
 
 constexpr std::int64_t kAheadBytes = 1280;  // of 512 to 2048 tried; less comes late, more throws out what is waiting
-constexpr std::int64_t kFarBytes = 8 << 10;   // in a single stream; of 2 to 12 KB tried
+constexpr std::int64_t kFarBytes = 8 << 10;  // in a single stream; of 2 to 12 KB tried
 template <class W>
 constexpr std::int64_t kLine = kLineBytes / static_cast<std::int64_t>(sizeof(W));
 template <>
@@ -130,12 +128,12 @@ inline void prefetch_start(Row<W> row, std::int64_t n) {
   for (std::int64_t l = 0; l < n && l < kAhead<W>; l += kLine<W>) prefetch(row + l);
 }
 
-template <int kCount, int kLines, bool kPrefetch, class W, class X>
-inline std::int64_t dot_lines(Sum<W> acc[kRows], const Row<W> rows[kCount], const X* x, std::int64_t i, std::int64_t n,
-                              const Row<W> ahead[kCount]) {
+template <int kLines, bool kPrefetch, class W, class X>
+inline std::int64_t dot_lines(Sum<W> acc[kRows], const Row<W> rows[kRows], const X* x, std::int64_t i, std::int64_t n,
+                              const Row<W> ahead[kRows]) {
   for (; i + kLines * kLine<W> <= n; i += kLines * kLine<W>) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kCount; ++r) {
+    for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
       for (std::int64_t l = i; l < i + kLines * kLine<W>; l += kLine<W>) {
         if (kPrefetch) prefetch(ahead[r] + l);
@@ -147,41 +145,41 @@ inline std::int64_t dot_lines(Sum<W> acc[kRows], const Row<W> rows[kCount], cons
   return i;
 }
 
-template <int kCount, bool kPrefetch, class W, class X>
-inline void dot_loop(const Row<W> rows[kCount], const X* x, std::int64_t n, Floats out[kRows],
-                     const Row<W> next[kCount]) {
+template <bool kPrefetch, class W, class X>
+inline void dot_loop(const Row<W> rows[kRows], const X* x, std::int64_t n, Floats out[kRows],
+                     const Row<W> next[kRows]) {
   Sum<W> acc[kRows];
   for (auto& a : acc) begin(a);
   std::int64_t i = 0;
-  Row<W> ahead[kCount];
+  Row<W> ahead[kRows];
   if (kPrefetch) {
     const std::int64_t own = own_end<W>(n);
-    for (int r = 0; r < kCount; ++r) ahead[r] = rows[r] + kAhead<W>;
-    i = dot_lines<kCount, 2, true, W>(acc, rows, x, i, own, ahead);
-    i = dot_lines<kCount, 1, true, W>(acc, rows, x, i, own, ahead);
-    for (int r = 0; r < kCount; ++r) ahead[r] = next[r] - own;
+    for (int r = 0; r < kRows; ++r) ahead[r] = rows[r] + kAhead<W>;
+    i = dot_lines<2, true, W>(acc, rows, x, i, own, ahead);
+    i = dot_lines<1, true, W>(acc, rows, x, i, own, ahead);
+    for (int r = 0; r < kRows; ++r) ahead[r] = next[r] - own;
   }
-  i = dot_lines<kCount, 2, kPrefetch, W>(acc, rows, x, i, n, ahead);
-  i = dot_lines<kCount, 1, kPrefetch, W>(acc, rows, x, i, n, ahead);
+  i = dot_lines<2, kPrefetch, W>(acc, rows, x, i, n, ahead);
+  i = dot_lines<1, kPrefetch, W>(acc, rows, x, i, n, ahead);
   for (; i + kStep<W, X> <= n; i += kStep<W, X>) {
-    for (int r = 0; r < kCount; ++r) acc[r] = step(acc[r], rows[r] + i, x + i);
+    for (int r = 0; r < kRows; ++r) acc[r] = step(acc[r], rows[r] + i, x + i);
   }
   if (i < n) {
-    for (int r = 0; r < kCount; ++r) acc[r] = step_some(acc[r], rows[r] + i, x + i, n - i);
+    for (int r = 0; r < kRows; ++r) acc[r] = step_some(acc[r], rows[r] + i, x + i, n - i);
   }
   for (int r = 0; r < kRows; ++r) out[r] = floats(acc[r], x);
 }
 
-// Vectors whose sum, times unit(x), is rows[r] . x for r < kCount <= 8; `next` is null, or what is read after each row.
-template <class W, int kCount = kRows, class X>
-inline void dot_sums(const Row<W> rows[kCount], const X* x, std::int64_t n, Floats out[kRows],
-                     const Row<W> next[kCount] = nullptr) {
+// Vectors whose sum, times unit(x), is rows[r] . x for r < 8; `next` is null, or what is read after each row.
+template <class W, class X>
+inline void dot_sums(const Row<W> rows[kRows], const X* x, std::int64_t n, Floats out[kRows],
+                     const Row<W> next[kRows] = nullptr) {
   if constexpr (kOwnLoops<W>) {
-    dot_groups<kCount>(rows, x, n, out, next);
+    dot_groups(rows, x, n, out, next);
   } else if (next) {
-    dot_loop<kCount, true, W>(rows, x, n, out, next);
+    dot_loop<true, W>(rows, x, n, out, next);
   } else {
-    dot_loop<kCount, false, W>(rows, x, n, out, next);
+    dot_loop<false, W>(rows, x, n, out, next);
   }
 }
 
@@ -191,12 +189,12 @@ inline void add_up(const Floats sums[kRows], const X* x, float out[kRows]) {
   for (int r = 0; r < kRows; ++r) out[r] *= unit(x);
 }
 
-// out[r] = rows[r] . x, in room for eight.
-template <class W, int kCount = kRows, class X>
-inline void dot(const Row<W> rows[kCount], const X* x, std::int64_t n, float out[kRows],
-                const Row<W> next[kCount] = nullptr) {
+// out[r] = rows[r] . x for r < 8.
+template <class W, class X>
+inline void dot(const Row<W> rows[kRows], const X* x, std::int64_t n, float out[kRows],
+                const Row<W> next[kRows] = nullptr) {
   Floats sums[kRows];
-  dot_sums<W, kCount>(rows, x, n, sums, next);
+  dot_sums<W>(rows, x, n, sums, next);
   add_up(sums, x, out);
 }
 

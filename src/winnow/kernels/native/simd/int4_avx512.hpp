@@ -119,19 +119,17 @@ inline Floats row_groups(Int4Row row, Int4Row far, const Groups* x, std::int64_t
 }
 
 // Vectors that add up to rows[r] . x; `next` is null, or what is read after each row.
-template <int kCount>
-inline void dot_groups(const Int4Row rows[kCount], const Groups* x, std::int64_t n, Floats sums[kRows],
-                       const Int4Row next[kCount]) {
-  for (int r = kCount; r < kRows; ++r) sums[r] = zero();
-  __m512 acc[kCount];
+inline void dot_groups(const Int4Row rows[kRows], const Groups* x, std::int64_t n, Floats sums[kRows],
+                       const Int4Row next[kRows]) {
+  __m512 acc[kRows];
   for (auto& sum : acc) sum = _mm512_setzero_ps();
   for (std::int64_t i = 0; i < n; i += kSuper) {
     const std::int64_t groups = n - i < kSuper ? (n - i) / kGroup : 16;
-    const unsigned char* at[kCount];
-    Int4Row ahead[kCount];
-    __m512 scales[kCount];
+    const unsigned char* at[kRows];
+    Int4Row ahead[kRows];
+    __m512 scales[kRows];
     const __m512 input = _mm512_loadu_ps(reinterpret_cast<const float*>(x + i));
-    for (int r = 0; r < kCount; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       at[r] = rows[r].groups + (rows[r].at + i) / 2;
       scales[r] = _mm512_mul_ps(scales16((rows[r] + i).group_scale(), groups), input);
       if (next) {
@@ -140,12 +138,12 @@ inline void dot_groups(const Int4Row rows[kCount], const Groups* x, std::int64_t
       }
     }
     for (std::int64_t quad = 0; quad < groups / kQuad; ++quad) {
-      dot_quad<kCount>(at, scales, x + i, quad, kQuad, acc, next ? ahead : nullptr);
+      dot_quad<kRows>(at, scales, x + i, quad, kQuad, acc, next ? ahead : nullptr);
     }
-    for (int r = 0; next && r < kCount; ++r) prefetch(ahead[r].group_scale());
-    if (groups % kQuad) dot_quad<kCount>(at, scales, x + i, groups / kQuad, groups % kQuad, acc);
+    for (int r = 0; next && r < kRows; ++r) prefetch(ahead[r].group_scale());
+    if (groups % kQuad) dot_quad<kRows>(at, scales, x + i, groups / kQuad, groups % kQuad, acc);
   }
-  for (int r = 0; r < kCount; ++r) sums[r].v = acc[r];
+  for (int r = 0; r < kRows; ++r) sums[r].v = acc[r];
 }
 
 // The same for eight rows of 2, 4, 8 or 16 groups that follow each other, whose scales then fill whole vectors; added to
