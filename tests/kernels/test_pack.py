@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,7 @@ from tests.kernels.cases import normal
 from winnow.base.errors import UsageError
 from winnow.kernels import NeuronRecords, int4, matrix
 from winnow.kernels.matrices import empty_matrix
-from winnow.kernels.pack import pack, to_int4, to_int8
+from winnow.kernels.pack import GROUP, pack, to_int4, to_int8
 
 SIZES = [(1, 32), (7, 64), (33, 96), (100, 320), (1000, 128), (64, 2080)]
 STORED = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -102,8 +103,26 @@ def test_of_two_peaks_the_first_gives_the_sign(isa: str):
     weight[0, [4, 9]] = torch.tensor([2.0, -2.0])
     weight[1, [4, 9]] = torch.tensor([-2.0, 2.0])
     _, scales = packed(weight, int4, isa)
-    assert scales is not None and scales[:2, 0].tolist() == [-0.25, 0.25]
+    assert scales is not None and scales[:2, 0].sign().tolist() == [-1, 1]
     assert same_bits(scales, packed(weight, int4, "torch")[1])
+
+
+def lost(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The squared error of each group, given its scale."""
+    grouped, scale = weight.double().unflatten(-1, (-1, GROUP)), scales.double()[..., None]
+    return (grouped - (grouped / scale).round().clamp(-8, 7) * scale).square().sum(-1)
+
+
+@pytest.mark.parametrize("isa", ["best", "torch"])
+def test_no_other_scale_of_a_group_loses_less(isa: str, rng):
+    weight = normal(rng, 100, 320)
+    _, scales = packed(weight, int4, isa)
+    assert scales is not None
+    grouped = weight.unflatten(-1, (-1, GROUP))
+    peaks = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    others = torch.stack([lost(weight, (peaks / -steps).bfloat16()) for steps in np.arange(7.5, 9.25, 0.25)])
+    assert (lost(weight, scales) <= others.amin(0) * 1.001).all()
+    assert lost(weight, scales).sum() < 0.92 * lost(weight, (peaks / -8).bfloat16()).sum()
 
 
 @pytest.mark.parametrize("isa", ["best", "torch"])

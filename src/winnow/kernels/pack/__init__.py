@@ -2,12 +2,13 @@
 
     float32, bfloat16   the nearest
     int8                scale = max |row| / 127,           value = round(weight / scale)
-    int4                scale = peak of the group / -8,    step = round(weight / scale) in -8..7
+    int4                a scale for each 32 weights        see groups/
 
 Not a call of a decode step: it happens once per weight, when a model is loaded, on threads of its own. Reads
 the weights where they lie, transposed ones too.
 
     reference.py   the definition
+    groups/        int4
     check.py       what is refused
     cpu.cpp        blocks of 32 rows shared among the threads, each first made float32
 """
@@ -19,7 +20,8 @@ from torch import Tensor
 from winnow.kernels import native
 from winnow.kernels.operands import DTYPE_CODES, int4
 from winnow.kernels.pack.check import check_int4, check_room
-from winnow.kernels.pack.reference import GROUP, from_int4, to_int4, to_int8
+from winnow.kernels.pack.groups import GROUP, from_int4, to_int4
+from winnow.kernels.pack.reference import to_int8
 
 __all__ = ["GROUP", "check_int4", "from_int4", "pack", "to_int4", "to_int8"]
 

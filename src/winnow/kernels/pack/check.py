@@ -5,7 +5,7 @@ from torch import Tensor
 
 from winnow.base.errors import UsageError
 from winnow.kernels.operands import DTYPE_CODES, check_memory, int4
-from winnow.kernels.pack.reference import GROUP
+from winnow.kernels.pack.groups import GROUP
 
 
 def check_int4(width: int) -> None:

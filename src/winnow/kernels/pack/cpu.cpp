@@ -2,6 +2,7 @@
 //
 // Plain loops over whole numbers and floats, which compilers turn into vectors by themselves.
 #include "../linear/product.hpp"
+#include "groups/group.hpp"
 
 namespace winnow::WINNOW_LEVEL {
 
@@ -22,16 +23,6 @@ static inline float widened(f16 a) {
   float f;
   __builtin_memcpy(&f, &bits, 4);
   return f;
-}
-
-static inline std::int32_t magnitude(float a) {  // whole numbers in the order of |a|, what is no number above all
-  std::int32_t bits;
-  __builtin_memcpy(&bits, &a, 4);
-  return bits & 0x7fffffff;
-}
-
-static inline float nearest(float a) {  // whole, ties to even, for |a| < 2^22
-  return (a + 12582912.f) - 12582912.f;
 }
 
 constexpr std::int64_t kTile = 16;
@@ -87,30 +78,6 @@ static void pack_row(const float* x, std::int64_t n, int8* out, float* scale) {
   for (std::int64_t d = 0; d < n; ++d) {
     const float step = x[d] / divisor;
     out[d].value = static_cast<std::int8_t>(static_cast<std::int32_t>(step == step ? nearest(step) : 0.f));
-  }
-}
-
-static void pack_group(const float* x, unsigned char* bytes, bf16* scale) {
-  std::int32_t most = 0, first = kGroup;
-  for (std::int32_t j = 0; j < kGroup; ++j) {
-    const std::int32_t own = magnitude(x[j]);
-    most = own > most ? own : most;
-  }
-  for (std::int32_t j = 0; j < kGroup; ++j) {
-    const std::int32_t found = magnitude(x[j]) == most ? j : static_cast<std::int32_t>(kGroup);
-    first = found < first ? found : first;
-  }
-  *scale = round_bf16(x[first] / -8.f);
-  const float exact = widened(*scale), divisor = exact == 0.f ? 1.f : exact;
-  std::int32_t steps[kGroup];
-  for (std::int64_t j = 0; j < kGroup; ++j) {
-    float step = nearest(x[j] / divisor);
-    step = step < -8.f ? -8.f : step;
-    step = step > 7.f ? 7.f : step;
-    steps[j] = static_cast<std::int32_t>(step == step ? step + 8.f : 0.f);
-  }
-  for (std::int64_t j = 0; j < kGroup / 2; ++j) {
-    bytes[j] = static_cast<unsigned char>(steps[j] | steps[j + kGroup / 2] << 4);
   }
 }
 
