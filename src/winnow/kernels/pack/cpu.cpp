@@ -65,7 +65,6 @@ static void pack_row(const float* x, std::int64_t n, bf16* out, void*) {
 }
 
 static void pack_row(const float* x, std::int64_t n, int8* out, float* scale) {
-  constexpr float kLeast = 1.17549435e-38f;  // the smallest normal float
   std::int32_t most = 0;
   for (std::int64_t d = 0; d < n; ++d) {
     const std::int32_t own = magnitude(x[d]);
@@ -74,7 +73,7 @@ static void pack_row(const float* x, std::int64_t n, int8* out, float* scale) {
   float peak;
   __builtin_memcpy(&peak, &most, 4);
   *scale = peak / 127.f;
-  const float divisor = *scale < kLeast ? kLeast : *scale;
+  const float divisor = *scale < kLeastNormal ? kLeastNormal : *scale;
   for (std::int64_t d = 0; d < n; ++d) {
     const float step = x[d] / divisor;
     out[d].value = static_cast<std::int8_t>(static_cast<std::int32_t>(step == step ? nearest(step) : 0.f));

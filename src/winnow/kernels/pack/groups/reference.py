@@ -14,22 +14,20 @@ def to_int4(weight: Float[Tensor, "N D"]) -> tuple[UInt8[Tensor, "N D_half"], BF
     grouped = weight.float().unflatten(-1, (-1, GROUP))  # N, groups, 32
     peaks = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True))
     scales = first = (peaks / _PEAKS[0]).bfloat16().float()
-    steps, least = _rounded(grouped, first)
+    least = torch.where(first.abs() < torch.finfo(torch.float32).tiny, 0.0, _lost(grouped, first))
     for peak in _PEAKS[1:]:
         other = (peaks / peak).bfloat16().float()
-        others, lost = _rounded(grouped, other)
-        is_less = lost * (other / first).square() < least
-        least = torch.where(is_less, lost * (other / first).square(), least)
-        steps, scales = torch.where(is_less, others, steps), torch.where(is_less, other, scales)
+        lost = _lost(grouped, other) * (other / first).square()
+        scales, least = torch.where(lost < least, other, scales), torch.where(lost < least, lost, least)
+    steps = (grouped / torch.where(scales == 0, 1.0, scales)).round().clamp(_LEAST, _MOST)
     low, high = (steps - _LEAST).to(torch.uint8).split(GROUP // 2, -1)
     return (low | high << 4).flatten(1), scales.bfloat16().squeeze(-1)
 
 
-def _rounded(grouped: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-    exact = grouped / torch.where(scales == 0, 1.0, scales)
-    steps = exact.round().clamp(_LEAST, _MOST)
-    lost = ((exact - steps) * 1024).round().nan_to_num(0).long()  # whole, so that sums are exact in any order
-    return steps, lost.square().sum(-1, keepdim=True).float()
+def _lost(grouped: Tensor, scales: Tensor) -> Tensor:
+    exact = grouped * scales.reciprocal()
+    lost = ((exact - exact.round().clamp(_LEAST, _MOST)) * 1024).round().nan_to_num(0, 0, 0).long()
+    return lost.square().sum(-1, keepdim=True).float()  # whole numbers: exact in any order
 
 
 def from_int4(groups: UInt8[Tensor, "N D_half"], scales: BFloat16[Tensor, "N _"]) -> Float32[Tensor, "N D"]:
