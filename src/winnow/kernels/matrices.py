@@ -170,11 +170,11 @@ class Int4Matrix:
     """A matrix [M, D] held as four bits a weight, one bfloat16 scale per group of 32 along a row.
 
     A group is 16 bytes: weight j in the low half of byte j, weight ``j + 16`` in its high half, plus 8;
-    together 4.5 bits a weight. A group's entries are off by at most half its scale, the one at the far end by
-    a whole one; the scale is its largest magnitude over 8. The input of a product is rounded to 8 bits of the
-    largest magnitude among its 32 neighbours where the processor multiplies bytes (avx512), a tenth of what
-    the weights lose, and not at all elsewhere. Raises UsageError where D is no multiple of 32, and for
-    another rank, dtype or layout.
+    together 4.5 bits a weight. The scale is a group's largest magnitude over 7.5 to 9, whichever loses least;
+    entries within -8.5 and 7.5 scales are off by at most half of one, those beyond by up to two. The input of
+    a product is rounded to 8 bits of the largest magnitude among its 32 neighbours where the processor
+    multiplies bytes (avx512), a tenth of what the weights lose, and not at all elsewhere. Raises UsageError
+    where D is no multiple of 32, and for another rank, dtype or layout.
     """
 
     __slots__ = ("groups", "handle", "scales")
