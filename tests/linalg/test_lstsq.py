@@ -258,7 +258,7 @@ def test_scale_does_not_matter(method, size):
     problem = known(2000, 12, cond=1e3)
     found = lstsq(size * problem.a, size * problem.b, method=method)
     x = lstsq(problem.a, problem.b).x
-    assert np.linalg.norm(found.x - x) <= 1e-10 * np.linalg.norm(x)  # small entries err as large ones do
+    assert np.linalg.norm(found.x - x) <= 2e-11 * np.linalg.norm(x)  # small entries err as large ones do
 
 
 def test_result_names_its_failure():
