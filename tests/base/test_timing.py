@@ -48,8 +48,11 @@ def test_the_machine_of_a_figure_is_complete():
 
 def test_the_processor_is_read_from_the_kernel(tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nmodel name\t: Fast: One @ 3 GHz\nmodel name\t: Other\n")
+    one = "processor\t: 0\nmodel name\t: Fast: One @ 3 GHz\n"
+    cpuinfo.write_text(f"{one}\nprocessor\t: 1\nmodel name\t: Other\n")
     assert cpu_model(cpuinfo) == "Fast: One @ 3 GHz"
+    cpuinfo.write_text(f"{one}cpu family\t: 25\nmodel\t\t: 17\n\n{one}cpu family\t: 26\nmodel\t\t: 2\n")
+    assert cpu_model(cpuinfo) == "Fast: One @ 3 GHz (family 25, model 17)"
 
 
 def test_a_kernel_that_names_no_processor_leaves_the_architecture(tmp_path):

@@ -65,12 +65,17 @@ def machine(threads: int) -> dict[str, str | int]:
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the processor's name as the kernel prints it; the architecture where it prints none."""
+    """Return the processor's name, with family and model where the kernel prints them; else the architecture.
+
+    Virtual machines name a processor no closer than its maker does: family and model tell its generation.
+    """
     if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name" and value.strip():
-                return value.strip()
+        first = cpuinfo.read_text(encoding="utf-8", errors="replace").split("\n\n", 1)[0]
+        lines = (line.partition(":") for line in first.splitlines())
+        found = {key.strip(): value.strip() for key, _, value in lines}
+        name, family, model = (found.get(key, "") for key in ("model name", "cpu family", "model"))
+        if name:
+            return f"{name} (family {family}, model {model})" if family and model else name
     return platform.processor() or platform.machine()
 
 

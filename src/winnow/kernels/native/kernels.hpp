@@ -158,6 +158,9 @@ const Kernels& kernels();
 namespace avx2 {
 const Kernels& kernels();
 }
+namespace avx512_near {  // prefetches into the first-level cache
+const Kernels& kernels();
+}
 namespace avx512 {
 const Kernels& kernels();
 }

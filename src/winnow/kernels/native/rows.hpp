@@ -105,7 +105,15 @@ inline const Input<W>* input(const float* x, std::int64_t n, void* memory) {
   return out;
 }
 
-inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }  // into the first-level cache
+// Into which cache: see `has_wide_first_level`.
+#if defined(WINNOW_NEAR)
+constexpr int kLocality = 3;  // the first level
+#else
+constexpr int kLocality = 2;  // the second
+#endif
+
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, kLocality); }
+inline void prefetch(Int4Row row) { prefetch(row.groups + row.at / 2); }
 
 constexpr std::int64_t kAheadBytes = 1280;  // of 512 to 2048 tried; less comes late, more throws out what is waiting
 constexpr std::int64_t kFarBytes = 8 << 10;  // in a single stream; of 2 to 12 KB tried

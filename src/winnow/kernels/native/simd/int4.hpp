@@ -33,6 +33,5 @@ struct Groups;  // a vector laid out for int4, where a level has loops of its ow
 
 inline Int4Row operator+(Int4Row row, std::int64_t weights) { return {row.groups, row.scales, row.at + weights}; }
 inline Int4Row operator-(Int4Row row, std::int64_t weights) { return row + -weights; }
-inline void prefetch(Int4Row row) { __builtin_prefetch(row.groups + row.at / 2, 0, 3); }
 
 }  // namespace winnow::WINNOW_LEVEL
