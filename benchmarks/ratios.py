@@ -2,6 +2,7 @@
 
     python -m benchmarks.ratios                  the races that this commit has not run yet, then ratios.json
     python -m benchmarks.ratios opt-1.3b-bf16    this one anew, then ratios.json
+    python -m benchmarks.ratios --beside zen-4   the same on another machine: ratios-zen-4.json, no picture
 
 A race is one file in results/ratios/, so that one that fails costs no other. ratios.json holds what is
 there: every row, what was asked of it, where Winnow loses; docs/performance.svg shows the rows of one
@@ -190,19 +191,19 @@ def picture(result: dict) -> str:
     return roofline(words, points, 1e9 * machine["read_gb_per_s"])
 
 
-def _file(name: str) -> Path:
-    return RESULTS / "ratios" / f"{name}.json"
+def _file(series: str, name: str) -> Path:
+    return RESULTS / series / f"{name}.json"
 
 
-def _is_current(name: str) -> bool:
-    return _file(name).exists() and json.loads(_file(name).read_text())["machine"]["commit"] == commit()
+def _is_current(file: Path) -> bool:
+    return file.exists() and json.loads(file.read_text())["machine"]["commit"] == commit()
 
 
-def _ran(name: str) -> bool:
+def _ran(series: str, name: str) -> bool:
     """Run a race and record it; say why where that fails, and leave its file as it was."""
     print(f"{name}: running")
     try:
-        record(f"ratios/{name}", RACES[name].run())
+        record(f"{series}/{name}", RACES[name].run())
     except subprocess.CalledProcessError as error:
         print(f"{name}: {error.stderr.strip()}", file=sys.stderr)
         return False
@@ -216,13 +217,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run races, then write ratios.json and docs/performance.svg; 1 when a race failed."""
     parser = argparse.ArgumentParser(prog="benchmarks.ratios", description=main.__doc__)
     parser.add_argument("races", nargs="*", choices=[*RACES, []], help=f"some of {', '.join(RACES)}")
-    named = parser.parse_args(arguments).races
-    done = [_ran(name) for name in named or [name for name in RACES if not _is_current(name)]]
-    reports = {name: json.loads(_file(name).read_text()) for name in RACES if _file(name).exists()}
+    parser.add_argument("--beside", metavar="NAME", help="write ratios-NAME.json and no picture")
+    options = parser.parse_args(arguments)
+    series = f"ratios-{options.beside}" if options.beside else "ratios"
+    names = options.races or [name for name in RACES if not _is_current(_file(series, name))]
+    done = [_ran(series, name) for name in names]
+    files = {name: _file(series, name) for name in RACES}
+    reports = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     if reports:
         result = assembled(reports)
-        record("ratios", result)
-        if any(row["shape"] == DRAWN for row in result["rows"]):
+        record(series, result)
+        if series == "ratios" and any(row["shape"] == DRAWN for row in result["rows"]):
             with replacing(PICTURE) as draft:
                 draft.write_text(picture(result), encoding="utf-8")
     return 0 if all(done) else 1
