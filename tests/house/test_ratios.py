@@ -95,6 +95,14 @@ def test_the_picture_is_drawn_from_the_committed_rows():
     assert len(list(found)) == len(rows)
 
 
+@pytest.mark.parametrize("series", ["ratios", "ratios-zen-4"])
+def test_the_committed_table_holds_its_races_and_no_others(series):
+    races = {name: ROOT / f"benchmarks/results/{series}/{name}.json" for name in RACES}
+    reports = {name: json.loads(at.read_text(encoding="utf-8")) for name, at in races.items() if at.exists()}
+    committed = json.loads((ROOT / f"benchmarks/results/{series}.json").read_text(encoding="utf-8"))
+    assert committed == json.loads(json.dumps(assembled(reports)))
+
+
 def test_growth_is_counted_from_the_shortest_context_within_a_round():
     taken = [
         Steps(
