@@ -71,9 +71,11 @@ void gathered_rows(Context& context, const float* x, std::int64_t batch, const M
 }
 
 constexpr std::int64_t kPiece = 512;  // sums kept at once, of all vectors
+constexpr std::int64_t kRuns = 4;  // blocks read side by side, so that sums are stored once for all of them
 
 // A product over the listed blocks of columns. The rows of a block lie together, one after the other: what is read of a
-// block is one run of memory, whatever is left out. Each row is summed in the order of the list.
+// block is one run of memory, whatever is left out; a few are read side by side. Each row is summed in the order of the
+// list.
 template <class W>
 class Columns {
  public:
@@ -89,15 +91,7 @@ class Columns {
     const std::int64_t begin = piece * piece_, end = begin + piece_ < rows_ ? begin + piece_ : rows_;
     Floats totals[kPiece];
     for (std::int64_t t = 0; t < vectors_.count * piece_; ++t) totals[t] = zero();
-    for (std::int64_t i = 0; i < listed_.size(); ++i) {
-      const Row<W> run = row(i, begin);
-      const Row<W> next = i + 1 < listed_.size() ? row(i + 1, begin) : row(0, (after < 0 ? piece : after) * piece_);
-      for (std::int64_t at = 0; at < end - begin; at += kRows) {
-        fetch(at + far_ < end - begin ? run + (at + far_) * matrix_.columns
-                                      : next + (at + far_ - (end - begin)) * matrix_.columns);
-        add(i, begin + at, end, run + at * matrix_.columns, totals + at);
-      }
-    }
+    for (std::int64_t i = 0; i < listed_.size(); i += kRuns) sum_runs(i, begin, end, after < 0 ? piece : after, totals);
     for (int b = 0; b < vectors_.count; ++b) {
       for (std::int64_t at = 0; at < end - begin; at += kRows) {
         float sums[kRows];
@@ -126,32 +120,56 @@ class Columns {
     return row_of<W>(matrix_, 0) + (listed_.block(i) * rows_ + at) * matrix_.columns;  // they lie in order
   }
 
+  // Adds rows begin..end-1 of the listed blocks from the i-th on, kRuns at most, to the totals of every vector.
+  void sum_runs(std::int64_t i, std::int64_t begin, std::int64_t end, std::int64_t after, Floats* totals) const {
+    const std::int64_t last = i + kRuns < listed_.size() ? i + kRuns : listed_.size(), n = matrix_.columns;
+    Row<W> runs[kRuns], nexts[kRuns];  // next: what is read after a run
+    for (std::int64_t k = i; k < last; ++k) {
+      runs[k - i] = row(k, begin);
+      nexts[k - i] = k + kRuns < listed_.size() ? row(k + kRuns, begin) : row(k % kRuns, after * piece_);
+    }
+    for (std::int64_t at = 0; at < end - begin; at += kRows) {
+      const std::int64_t later = at + far_ - (end - begin), some = end - begin - at < kRows ? end - begin - at : kRows;
+      for (std::int64_t k = 0; k < last - i; ++k) fetch(later < 0 ? runs[k] + (at + far_) * n : nexts[k] + later * n);
+      for (int b = 0; b < vectors_.count; ++b) {
+        Short<Row<W>, Input<W>> listed[kRuns];
+        int count = 0;
+        for (std::int64_t k = i; k < last; ++k) {
+          if (listed_.is_of(k, b)) listed[count++] = {runs[k - i] + at * n, scales(k, begin + at), x(b, k)};
+        }
+        add(listed, count, some, totals + b * piece_ + at);
+      }
+    }
+  }
+
+  const float* scales(std::int64_t i, std::int64_t at) const {
+    if constexpr (!std::is_same_v<W, int8>) return nullptr;
+    return reinterpret_cast<const float*>(matrix_.scales) + listed_.block(i) * rows_ + at;
+  }
+
+  const Input<W>* x(int b, std::int64_t i) const {
+    return reinterpret_cast<const Input<W>*>(static_cast<const float*>(vectors_.x[b]) + i * stride_);
+  }
+
   void fetch(Row<W> at) const {
     for (std::int64_t l = 0; l < kRows * matrix_.columns; l += kLine<W>) prefetch(at + l);
     if constexpr (std::is_same_v<W, int4>) prefetch(at.group_scale());
   }
 
-  // Adds the products of up to eight rows of the i-th listed block, from its row `begin` on, to their totals.
-  void add(std::int64_t i, std::int64_t begin, std::int64_t end, Row<W> first, Floats* totals) const {
-    const std::int64_t n = matrix_.columns, some = end - begin < kRows ? end - begin : kRows;
-    const float* scales = nullptr;
-    if constexpr (std::is_same_v<W, int8>) {
-      scales = reinterpret_cast<const float*>(matrix_.scales) + listed_.block(i) * rows_ + begin;
-    }
-    for (int b = 0; b < vectors_.count; ++b) {
-      if (!listed_.is_of(i, b)) continue;
-      Floats* total = totals + b * piece_;
-      const auto* x = reinterpret_cast<const Input<W>*>(static_cast<const float*>(vectors_.x[b]) + i * stride_);
-      if (some == kRows && add_short(first, scales, x, n, total)) continue;
+  // Adds the products of `some` rows, at most eight, of each run to their totals, run after run.
+  void add(const Short<Row<W>, Input<W>> runs[], int count, std::int64_t some, Floats* totals) const {
+    const std::int64_t n = matrix_.columns;
+    if (some == kRows && add_short(runs, count, n, totals)) return;
+    for (int k = 0; k < count; ++k) {
       Row<W> rows[kRows];
-      for (std::int64_t r = 0; r < kRows; ++r) rows[r] = first + (r < some ? r : some - 1) * n;
+      for (std::int64_t r = 0; r < kRows; ++r) rows[r] = runs[k].first + (r < some ? r : some - 1) * n;
       Floats sums[kRows];
-      dot_sums<W>(rows, x, n, sums);
+      dot_sums<W>(rows, runs[k].x, n, sums);
       for (std::int64_t r = 0; r < some; ++r) {
         if constexpr (std::is_same_v<W, int8>) {
-          total[r] = fma(sums[r], splat(unit(x) * scales[r]), total[r]);
+          totals[r] = fma(sums[r], splat(unit(runs[k].x) * runs[k].scales[r]), totals[r]);
         } else {
-          total[r] = total[r] + sums[r];
+          totals[r] = totals[r] + sums[r];
         }
       }
     }

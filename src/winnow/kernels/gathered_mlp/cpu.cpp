@@ -1,8 +1,8 @@
 // The MLP over a list of neurons, record by record.
 //
 // The layer's neurons are eight or sixteen teams. A team's neurons are summed in the order of the list by one thread, the
-// teams' sums in order at the end: the bits depend neither on the number of threads nor on whether neurons that do not
-// fire are listed.
+// teams' sums in pairs: the bits depend neither on the number of threads nor on whether neurons that do not fire are
+// listed.
 //
 // Each thread reads eight records side by side, from their in-weights on to their out-weights, whose beginning is
 // fetched before it is known whether the neurons fire; the eight records after them are known by then.
@@ -29,6 +29,8 @@ struct Mlp {
   const Input<W>* x[kMostBatch];
   const float* gates;  // of every vector and neuron, activated, or null: to be computed
   float* sums;         // [vector, team, width]
+  float* out;
+  int* arrived;  // of each pair of teams, of pairs and so on, where its second half begins: the halves that are finished
   Parts<W> parts{records};
 
   std::int64_t first() const { return gates ? parts.up() : 0; }  // what is read of a record, in elements from its start
@@ -36,6 +38,27 @@ struct Mlp {
     return sums + (vector * kMaxTeams + team) * records.width;
   }
 };
+
+// Adds a finished team's sums to those of the team beside it, if that is finished too, those of both to those of the pair
+// beside them, and so on: the last to be added are the output. Whoever finishes a second half adds it, so that what is
+// added is mostly what the thread has just written.
+template <class W>
+static void join(const Mlp<W>& mlp, std::int64_t team) {
+  const std::int64_t teams = mlp.teams[0].size(), width = mlp.records.width;
+  for (std::int64_t b = 0; b < mlp.batch; ++b) {
+    if (mlp.teams[b].count(team) > 0) continue;
+    for (std::int64_t d = 0; d < width; ++d) mlp.sum(b, team)[d] = 0.f;
+  }
+  for (std::int64_t half = 1; half < teams; half *= 2) {
+    const std::int64_t first = team / (2 * half) * 2 * half, second = first + half;
+    if (__atomic_fetch_add(mlp.arrived + second, 1, __ATOMIC_ACQ_REL) == 0) return;
+    for (std::int64_t b = 0; b < mlp.batch; ++b) {
+      float *sum = mlp.sum(b, first), *to = 2 * half < teams ? sum : mlp.out + b * width;
+      for (std::int64_t d = 0; d < width; ++d) to[d] = sum[d] + mlp.sum(b, second)[d];
+    }
+  }
+  for (std::int64_t b = 0; b < mlp.batch; ++b) settle<W>(mlp.out + b * width, width);
+}
 
 template <class W>
 struct Group {
@@ -83,7 +106,7 @@ class Stream {
       for (std::int64_t b = 0; b < mlp_.batch; ++b) at_[b] = end_[b] = 0;
       vector_ = mlp_.batch - 1;
       if (next_vector()) return;
-      pool_.finish(0);
+      join(mlp_, team_);
     }
   }
 
@@ -191,31 +214,17 @@ static void work_through(const Mlp<W>& mlp, Pool& pool) {
     evaluate<W>(mlp, *now, keep_all);
     stream.read(*next);
     add<W>(mlp, *now, *next);
-    if (now->is_last) pool.finish(0);
+    if (now->is_last) join(mlp, now->team);
     std::swap(now, next);
   }
-}
-
-// out = the teams' sums of one vector, added in order, over the columns of one block; `begin` is a multiple of kPair
-template <class W>
-static void join(const Mlp<W>& mlp, std::int64_t vector, std::int64_t begin, std::int64_t end, float* out) {
-  const Teams& teams = mlp.teams[vector];
-  for (std::int64_t d = begin; d < end; ++d) out[d] = 0.f;
-  for (std::int64_t team = 0; team < teams.size(); ++team) {
-    if (teams.count(team) == 0) continue;
-    const float* sum = mlp.sum(vector, team);
-    std::int64_t d = begin;
-    for (; d + kLanes <= end; d += kLanes) store(out + d, load(out + d) + load(sum + d));
-    for (; d < end; ++d) out[d] += sum[d];
-  }
-  settle<W>(out + begin, end - begin);
 }
 
 template <class W>
 static void mlp_typed(Context& context, const float* x, std::int64_t batch, const NeuronRecords& records,
                       const Lists* lists, Activation activation, const float* gates, float* out) {
-  const std::int64_t width = records.width, pieces = width < 512 ? 1 : context.pool.threads();
-  Mlp<W> mlp{records, batch, {}, activation, {}, gates, context.scratch.floats(1, batch * kMaxTeams * width)};
+  const std::int64_t width = records.width;
+  int arrived[kMaxTeams] = {};
+  Mlp<W> mlp{records, batch, {}, activation, {}, gates, context.scratch.floats(1, batch * kMaxTeams * width), out, arrived};
   float* laid_out = context.scratch.floats(0, batch * input_floats(width));
   auto* room = static_cast<std::int32_t*>(context.scratch.bytes(2, lists ? (batch * lists->room + 1) * 4 : 4));
   std::int64_t n_listed = 0;
@@ -225,16 +234,7 @@ static void mlp_typed(Context& context, const float* x, std::int64_t batch, cons
     mlp.x[b] = input<W>(x + b * width, width, laid_out + b * input_floats(width));
     n_listed += count;
   }
-  auto job = [&](Pool& pool) {
-    work_through(mlp, pool);
-    pool.wait(0, mlp.teams[0].size());
-    each_block(pool, 1, batch * pieces, [&](std::int64_t block) {
-      const std::int64_t piece = block % pieces, begin = piece * width / pieces / kPair * kPair;
-      const std::int64_t end = piece + 1 < pieces ? (piece + 1) * width / pieces / kPair * kPair : width;
-      join<W>(mlp, block / pieces, begin, end, out + block / pieces * width);
-    });
-    pool.wait(1, batch * pieces);
-  };
+  auto job = [&](Pool& pool) { work_through(mlp, pool); };
   run_job(context.pool, n_listed * records.record_bytes, job);
 }
 

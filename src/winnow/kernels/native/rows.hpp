@@ -45,17 +45,17 @@ constexpr bool kOwnLoops = false;
 template <>
 inline constexpr bool kOwnLoops<int4> = true;
 inline void lay_out(const float* x, std::int64_t n, Groups* out);
-inline bool add_short(Int4Row first, const float*, const Groups* x, std::int64_t n, Floats sums[8]);
 #endif
 inline Floats row_groups(Int4Row row, Int4Row far, const Groups* x, std::int64_t n);
 inline void dot_groups(const Int4Row rows[8], const Groups* x, std::int64_t n, Floats sums[8], const Int4Row next[8]);
+inline void settle_groups(float* y, std::int64_t n);
 template <int kCount>
 inline void axpy_groups(const Int4Row rows[], const float a[], std::int64_t n, float* y, const Int4Row next[8]);
 
-// A level may have a quicker way to add eight short rows that follow each other, times x, to eight sums; int8 has a scale
-// for each row.
+// A level may have a quicker way to add eight short rows that follow each other, times a vector, to eight sums, of one run
+// after the other.
 template <class R, class X>
-inline bool add_short(R, const float*, const X*, std::int64_t, Floats*) {
+inline bool add_short(const Short<R, X>*, int, std::int64_t, Floats*) {
   return false;
 }
 
@@ -259,10 +259,10 @@ inline void split_pair(const W*, const float* x, float* y) {
 
 constexpr std::int64_t kPair = 2 * kLanes;
 
-// Puts what axpy8 of rows of W has summed into the order of the elements; a part of y must begin at a multiple of
-// kPair.
+// Puts what axpy8 of rows of W has summed, all of it, into the order of the elements.
 template <class W>
 inline void settle(float* y, std::int64_t n) {
+  if constexpr (kOwnLoops<W>) return settle_groups(y, n);
   for (std::int64_t i = 0; i + kPair <= n; i += kPair) settle_pair(static_cast<const W*>(nullptr), y + i);
 }
 

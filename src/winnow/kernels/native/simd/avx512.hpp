@@ -273,56 +273,68 @@ struct SumFor<int8> {
   using type = ByteSums;
 };
 
-// Eight short rows that follow each other, the vector in registers.
+// Eight short rows that follow each other, of a few runs, each run with a vector of its own in registers.
 template <int kLines>
-inline void add_rows(const bf16* first, const Halves* x, Floats sums[8]) {
-  __m512bh parts[2 * kLines];
-  for (int i = 0; i < 2 * kLines; ++i) parts[i] = (__m512bh)_mm512_loadu_si512(reinterpret_cast<const char*>(x) + 64 * i);
-#pragma GCC unroll 8
-  for (int r = 0; r < 8; ++r) {
-    __m512 sum = sums[r].v;
-#pragma GCC unroll 8
-    for (int l = 0; l < kLines; ++l) {
-      const auto w = (__m512bh)_mm512_loadu_si512(first + (r * kLines + l) * 32);
-      sum = _mm512_dpbf16_ps(_mm512_dpbf16_ps(sum, w, parts[2 * l]), w, parts[2 * l + 1]);
+inline void add_rows(const Short<const bf16*, Halves> runs[], int count, Floats sums[8]) {
+  __m512 acc[8];
+  for (int r = 0; r < 8; ++r) acc[r] = sums[r].v;
+  for (int k = 0; k < count; ++k) {
+    __m512bh x[2 * kLines];
+    for (int i = 0; i < 2 * kLines; ++i) {
+      x[i] = (__m512bh)_mm512_loadu_si512(reinterpret_cast<const char*>(runs[k].x) + 64 * i);
     }
-    sums[r].v = sum;
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; ++r) {
+#pragma GCC unroll 8
+      for (int l = 0; l < kLines; ++l) {
+        const auto w = (__m512bh)_mm512_loadu_si512(runs[k].first + (r * kLines + l) * 32);
+        acc[r] = _mm512_dpbf16_ps(_mm512_dpbf16_ps(acc[r], w, x[2 * l]), w, x[2 * l + 1]);
+      }
+    }
   }
+  for (int r = 0; r < 8; ++r) sums[r].v = acc[r];
 }
 
-inline bool add_short(const bf16* first, const float*, const Halves* x, std::int64_t n, Floats sums[8]) {
+inline bool add_short(const Short<const bf16*, Halves> runs[], int count, std::int64_t n, Floats sums[8]) {
   switch (n) {
-    case 64: add_rows<2>(first, x, sums); return true;
-    case 128: add_rows<4>(first, x, sums); return true;
+    case 64: add_rows<2>(runs, count, sums); return true;
+    case 128: add_rows<4>(runs, count, sums); return true;
     default: return false;
   }
 }
 
 template <int kLines>
-inline void add_rows(const int8* first, const float* scales, const Bytes* x, Floats sums[8]) {
-  const BytesHead& begin = head(x);
-  alignas(32) float steps[8];
-  _mm256_store_ps(steps, _mm256_mul_ps(_mm256_loadu_ps(scales), _mm256_set1_ps(begin.step)));
-  __m512i parts[2 * kLines];
-  for (int i = 0; i < 2 * kLines; ++i) parts[i] = _mm512_loadu_si512(x + kBytesHead + 32 * (i / 2) * 2 + 16 * (i % 2));
+inline void add_rows(const Short<const int8*, Bytes> runs[], int count, Floats sums[8]) {
+  __m512 acc[8];
+  for (int r = 0; r < 8; ++r) acc[r] = sums[r].v;
+  for (int k = 0; k < count; ++k) {
+    const BytesHead& begin = head(runs[k].x);
+    const __m512i begin_high = begin.high, begin_low = begin.low;
+    alignas(32) float steps[8];
+    _mm256_store_ps(steps, _mm256_mul_ps(_mm256_loadu_ps(runs[k].scales), _mm256_set1_ps(begin.step)));
+    __m512i x[2 * kLines];
+    for (int i = 0; i < 2 * kLines; ++i) x[i] = _mm512_loadu_si512(runs[k].x + kBytesHead + 32 * (i / 2) * 2 + 16 * (i % 2));
 #pragma GCC unroll 8
-  for (int r = 0; r < 8; ++r) {
-    __m512i high = begin.high, low = begin.low;
+    for (int r = 0; r < 8; ++r) {
+      __m512i high = begin_high, low = begin_low;
 #pragma GCC unroll 8
-    for (int l = 0; l < kLines; ++l) {
-      const __m512i w = _mm512_xor_si512(_mm512_loadu_si512(first + (r * kLines + l) * 64), _mm512_set1_epi8(-128));
-      high = _mm512_dpbusd_epi32(high, w, parts[2 * l]);
-      low = _mm512_dpbusd_epi32(low, w, parts[2 * l + 1]);
+      for (int l = 0; l < kLines; ++l) {
+        const __m512i stored = _mm512_loadu_si512(runs[k].first + (r * kLines + l) * 64);
+        const __m512i w = _mm512_xor_si512(stored, _mm512_set1_epi8(-128));
+        high = _mm512_dpbusd_epi32(high, w, x[2 * l]);
+        low = _mm512_dpbusd_epi32(low, w, x[2 * l + 1]);
+      }
+      const __m512 product = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256.f), _mm512_cvtepi32_ps(low));
+      acc[r] = _mm512_fmadd_ps(product, _mm512_set1_ps(steps[r]), acc[r]);
     }
-    const __m512 product = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256.f), _mm512_cvtepi32_ps(low));
-    sums[r].v = _mm512_fmadd_ps(product, _mm512_set1_ps(steps[r]), sums[r].v);
   }
+  for (int r = 0; r < 8; ++r) sums[r].v = acc[r];
 }
 
-inline bool add_short(const int8* first, const float* scales, const Bytes* x, std::int64_t n, Floats sums[8]) {
+inline bool add_short(const Short<const int8*, Bytes> runs[], int count, std::int64_t n, Floats sums[8]) {
   switch (n) {
-    case 64: add_rows<1>(first, scales, x, sums); return true;
-    case 128: add_rows<2>(first, scales, x, sums); return true;
+    case 64: add_rows<1>(runs, count, sums); return true;
+    case 128: add_rows<2>(runs, count, sums); return true;
     default: return false;
   }
 }

@@ -22,7 +22,9 @@ inline const char* quad_of(const Groups* super, std::int64_t quad) {
 }
 
 inline void lay_out(const float* x, std::int64_t n, Groups* out) {
-  for (std::int64_t i = 0; i < (n + kSuper - 1) / kSuper * kSuper; i += kGroup) {
+  for (std::int64_t i = 0; i < n; i += kSuper) _mm512_storeu_ps(out + i, _mm512_setzero_ps());  // of no group: 0
+  constexpr std::int64_t kWhole = kQuad * kGroup;  // quads are read whole
+  for (std::int64_t i = 0; i < (n + kWhole - 1) / kWhole * kWhole; i += kGroup) {
     const __m512 low = _mm512_maskz_loadu_ps(there(n - i), x + i);
     const __m512 high = _mm512_maskz_loadu_ps(there(n - i - kLanes), x + i + kLanes);
     const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
@@ -146,46 +148,51 @@ inline void dot_groups(const Int4Row rows[kRows], const Groups* x, std::int64_t 
   for (int r = 0; r < kRows; ++r) sums[r].v = acc[r];
 }
 
-// The same for eight rows of 2, 4, 8 or 16 groups that follow each other, whose scales then fill whole vectors; added to
-// `sums`. Four groups are two rows of two.
+// The same for eight rows of 2, 4, 8 or 16 groups that follow each other, whose scales then fill whole vectors, of a few
+// runs; added to `sums`. Four groups are two rows of two.
 template <int kGroups>
-inline void dot_short(Int4Row first, const Groups* x, Floats sums[kRows]) {
+inline void dot_short(const Short<Int4Row, Groups> runs[], int count, Floats sums[kRows]) {
   const __m512i places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512 input = _mm512_permutexvar_ps(_mm512_and_si512(places, _mm512_set1_epi32(kGroups - 1)),
-                                             _mm512_loadu_ps(reinterpret_cast<const float*>(x)));
-  const unsigned char* bytes = first.groups + first.at / 2;
+  __m512 acc[kRows];
+  for (int r = 0; r < kRows; ++r) acc[r] = sums[r].v;
+  for (int k = 0; k < count; ++k) {
+    const Groups* x = runs[k].x;
+    const __m512 input = _mm512_permutexvar_ps(_mm512_and_si512(places, _mm512_set1_epi32(kGroups - 1)),
+                                               _mm512_loadu_ps(reinterpret_cast<const float*>(x)));
+    const unsigned char* bytes = runs[k].first.groups + runs[k].first.at / 2;
 #pragma GCC unroll 8
-  for (int v = 0; v < kGroups / 2; ++v) {
-    const __m512 scales = _mm512_mul_ps(scales16(first.group_scale() + 16 * v, 16), input);
+    for (int v = 0; v < kGroups / 2; ++v) {
+      const __m512 scales = _mm512_mul_ps(scales16(runs[k].first.group_scale() + 16 * v, 16), input);
 #pragma GCC unroll 4
-    for (int group = 0; group < 16; group += kQuad) {
-      const char* at = quad_of(x, group % kGroups / kQuad);
-      __m512i parts[3];
-      for (int i = 0; i < 3; ++i) {
-        parts[i] = _mm512_loadu_si512(at + 64 * i);
-        if (kGroups == 2) parts[i] = _mm512_shuffle_i64x2(parts[i], parts[i], 0x44);
-      }
-      const __m512i weights = _mm512_loadu_si512(bytes + (16 * v + group) * (kGroup / 2));
-      const __m512 products = _mm512_cvtepi32_ps(quad_products(weights, parts[0], parts[1], parts[2]));
-      const __m512 scale = _mm512_permutexvar_ps(lanes_of(group), scales);
-      const int r = (16 * v + group) / kGroups;
-      if (kGroups == 2) {
-        sums[r].v = _mm512_mask3_fmadd_ps(products, scale, sums[r].v, 0x00ff);
-        sums[r + 1].v = _mm512_mask3_fmadd_ps(products, scale, sums[r + 1].v, 0xff00);
-      } else {
-        sums[r].v = _mm512_fmadd_ps(products, scale, sums[r].v);
+      for (int group = 0; group < 16; group += kQuad) {
+        const char* at = quad_of(x, group % kGroups / kQuad);
+        __m512i parts[3];
+        for (int i = 0; i < 3; ++i) {
+          parts[i] = _mm512_loadu_si512(at + 64 * i);
+          if (kGroups == 2) parts[i] = _mm512_shuffle_i64x2(parts[i], parts[i], 0x44);
+        }
+        const __m512i weights = _mm512_loadu_si512(bytes + (16 * v + group) * (kGroup / 2));
+        const __m512 products = _mm512_cvtepi32_ps(quad_products(weights, parts[0], parts[1], parts[2]));
+        const __m512 scale = _mm512_permutexvar_ps(lanes_of(group), scales);
+        const int r = (16 * v + group) / kGroups;
+        if (kGroups == 2) {
+          acc[r] = _mm512_mask3_fmadd_ps(products, scale, acc[r], 0x00ff);
+          acc[r + 1] = _mm512_mask3_fmadd_ps(products, scale, acc[r + 1], 0xff00);
+        } else {
+          acc[r] = _mm512_fmadd_ps(products, scale, acc[r]);
+        }
       }
     }
   }
+  for (int r = 0; r < kRows; ++r) sums[r].v = acc[r];
 }
 
-// Adds eight rows of n weights that follow each other, times x, to `sums`; false where n is no length for that.
-inline bool add_short(Int4Row first, const float*, const Groups* x, std::int64_t n, Floats sums[kRows]) {
+inline bool add_short(const Short<Int4Row, Groups> runs[], int count, std::int64_t n, Floats sums[kRows]) {
   switch (n) {
-    case 64: dot_short<2>(first, x, sums); return true;
-    case 128: dot_short<4>(first, x, sums); return true;
-    case 256: dot_short<8>(first, x, sums); return true;
-    case 512: dot_short<16>(first, x, sums); return true;
+    case 64: dot_short<2>(runs, count, sums); return true;
+    case 128: dot_short<4>(runs, count, sums); return true;
+    case 256: dot_short<8>(runs, count, sums); return true;
+    case 512: dot_short<16>(runs, count, sums); return true;
     default: return false;
   }
 }
@@ -197,37 +204,106 @@ inline void prefetch_part(const Int4Row ahead[kRows], std::int64_t part) {
   if (part < kRows) prefetch(ahead[part].group_scale());
 }
 
-// y += a[r] * rows[r], row after row.
+// Pair order, here of four groups at a time: vector v of eight holds, of each four bytes, number v / 2's low half of the
+// byte for an even v, its high half for an odd one.
+inline void settle_quad(float* y) {
+  __m512 v[8];
+  for (int i = 0; i < 8; ++i) v[i] = _mm512_loadu_ps(y + i * kLanes);
+  for (int half = 0; half < 2; ++half) {
+    const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(v[half], v[half + 2]));
+    const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(v[half + 4], v[half + 6]));
+    const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(v[half], v[half + 2]));
+    const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(v[half + 4], v[half + 6]));
+    const __m512d fours[] = {_mm512_unpacklo_pd(low01, low23), _mm512_unpackhi_pd(low01, low23),
+                             _mm512_unpacklo_pd(high01, high23), _mm512_unpackhi_pd(high01, high23)};
+    for (int i = 0; i < 4; ++i) {  // of each group, numbers 4 i to 4 i + 3 of this half
+      alignas(64) float of_groups[kLanes];
+      _mm512_store_pd(of_groups, fours[i]);
+      for (int group = 0; group < 4; ++group) {
+        _mm_storeu_ps(y + group * kGroup + half * kLanes + 4 * i, _mm_load_ps(of_groups + 4 * group));
+      }
+    }
+  }
+}
+
+inline void settle_groups(float* y, std::int64_t n) {
+  for (std::int64_t i = 0; i + kQuad * kGroup <= n; i += kQuad * kGroup) settle_quad(y + i);
+}
+
+// Adds four groups of two rows, the second after the first, times their weights for these groups, which stand at
+// `places` of `weights`. A word of each row makes a lane, whose two products are added one after the other; each of the
+// four weights in a word is the low four bits once it is shifted, and looked up by five, hence twice in `steps`.
+inline void add_pair(const unsigned char* row, const unsigned char* second, __m512bh weights, __m512i places,
+                     __m512i steps, __m512 sums[8]) {
+  const auto weight = (__m512bh)_mm512_permutexvar_epi16(places, (__m512i)weights);
+  __m512i words[2] = {_mm512_mask_loadu_epi16(_mm512_loadu_si512(second), 0xaaaaaaaau, row - 2),
+                      _mm512_mask_loadu_epi16(_mm512_loadu_si512(row), 0x55555555u, second + 2)};
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      __m512& sum = sums[4 * i + k];
+      sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_permutexvar_epi16(words[i], steps), weight);
+      words[i] = _mm512_srli_epi16(words[i], 4);
+    }
+  }
+}
+
+// The last groups of a row, fewer than four, from group `g` of a super-block on: in the order of the elements.
+template <int kCount>
+inline void add_last_groups(const unsigned char* const at[kCount], const __m512 weights[kCount], std::int64_t g,
+                            std::int64_t groups, float* y) {
+  const __m512 steps = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+  for (; g < groups; ++g) {
+    __m512 low = _mm512_loadu_ps(y + g * kGroup), high = _mm512_loadu_ps(y + g * kGroup + kLanes);
+    for (int r = 0; r < kCount; ++r) {
+      const __m512i bytes =
+          _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at[r] + g * (kGroup / 2))));
+      const __m512 weight = _mm512_permutexvar_ps(_mm512_set1_epi32(static_cast<int>(g)), weights[r]);
+      low = _mm512_fmadd_ps(_mm512_permutexvar_ps(bytes, steps), weight, low);  // by the low four bits alone
+      high = _mm512_fmadd_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), steps), weight, high);
+    }
+    _mm512_storeu_ps(y + g * kGroup, low);
+    _mm512_storeu_ps(y + g * kGroup + kLanes, high);
+  }
+}
+
+// y += a[r] * rows[r], row after row; a[r] times the scale of a group is rounded to bfloat16.
 template <int kCount>
 inline void axpy_groups(const Int4Row rows[], const float a[], std::int64_t n, float* y, const Int4Row next[kRows]) {
-  const __m512 steps = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+  const __m512 once = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+  const auto steps = (__m512i)_mm512_cvtne2ps_pbh(once, once);
+  // lane by lane where the weight of its group stands, of the second row below, of the first row above
+  const __m512i first_pair = _mm512_or_si512(lanes_of(0), _mm512_slli_epi32(lanes_of(16), 16));
   for (std::int64_t i = 0; i < n; i += kSuper) {
     const std::int64_t groups = n - i < kSuper ? (n - i) / kGroup : 16;
-    alignas(64) float weights[kCount][16];
     const unsigned char* at[kCount];
+    __m512 weights[kCount];
+    __m512bh pairs[kCount / 2];
     for (int r = 0; r < kCount; ++r) {
       at[r] = rows[r].groups + (rows[r].at + i) / 2;
-      const __m512 scales = scales16((rows[r] + i).group_scale(), groups);
-      _mm512_store_ps(weights[r], _mm512_mul_ps(scales, _mm512_set1_ps(a[r])));
+      weights[r] = _mm512_mul_ps(scales16((rows[r] + i).group_scale(), groups), _mm512_set1_ps(a[r]));
     }
+    for (int p = 0; p < kCount / 2; ++p) pairs[p] = _mm512_cvtne2ps_pbh(weights[2 * p], weights[2 * p + 1]);
     Int4Row ahead[kRows];
     if (next) {
       for (int r = 0; r < kRows; ++r) ahead[r] = next[r] + i;
     }
-    for (std::int64_t g = 0; g < groups; ++g) {
-      if (next) prefetch_part(ahead, g);
-      __m512 low = _mm512_loadu_ps(y + i + g * kGroup), high = _mm512_loadu_ps(y + i + g * kGroup + kLanes);
-#pragma GCC unroll 8
-      for (int r = 0; r < kCount; ++r) {
-        const __m512i bytes =
-            _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at[r] + g * (kGroup / 2))));
-        const __m512 weight = _mm512_set1_ps(weights[r][g]);
-        low = _mm512_fmadd_ps(_mm512_permutexvar_ps(bytes, steps), weight, low);  // by the low four bits alone
-        high = _mm512_fmadd_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), steps), weight, high);
+    for (std::int64_t quad = 0; quad < groups / kQuad; ++quad) {
+      if (next) {
+        for (std::int64_t g = quad * kQuad; g < (quad + 1) * kQuad; ++g) prefetch_part(ahead, g);
       }
-      _mm512_storeu_ps(y + i + g * kGroup, low);
-      _mm512_storeu_ps(y + i + g * kGroup + kLanes, high);
+      float* at_y = y + i + quad * kQuad * kGroup;
+      const __m512i places = _mm512_add_epi16(first_pair, _mm512_set1_epi16(static_cast<short>(quad * kQuad)));
+      __m512 sums[8];
+      for (int v = 0; v < 8; ++v) sums[v] = _mm512_loadu_ps(at_y + v * kLanes);
+#pragma GCC unroll 4
+      for (int p = 0; p < kCount / 2; ++p) {
+        add_pair(at[2 * p] + quad * 64, at[2 * p + 1] + quad * 64, pairs[p], places, steps, sums);
+      }
+      for (int v = 0; v < 8; ++v) _mm512_storeu_ps(at_y + v * kLanes, sums[v]);
     }
+    add_last_groups<kCount>(at, weights, groups / kQuad * kQuad, groups, y + i);
   }
 }
 

@@ -27,6 +27,16 @@ struct int4 {};  // two to a byte, see Int4Row
 
 #include "int4.hpp"
 
+namespace winnow::WINNOW_LEVEL {
+// Short rows that follow each other, the scale of each where they have one, and the vector to multiply them with.
+template <class R, class X>
+struct Short {
+  R first;
+  const float* scales;
+  const X* x;
+};
+}  // namespace winnow::WINNOW_LEVEL
+
 #if defined(WINNOW_AVX512)
 #include "avx512.hpp"
 #elif defined(WINNOW_AVX2)
