@@ -47,9 +47,12 @@ inline __m512 scales16(const bf16* p, std::int64_t groups) {  // no others are r
   return widen(_mm256_maskz_loadu_epi16(there(groups), p));
 }
 
+// What the sixteen values of a weight stand for, to be looked up.
+inline __m512 values16() { return _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7); }
+
 // Sixteen weights, from a multiple of sixteen on.
 inline Floats load(Int4Row p) {
-  const __m512 steps = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+  const __m512 steps = values16();
   const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p.bytes())));
   const __m512i halves = _mm512_srl_epi32(bytes, _mm_cvtsi32_si128(p.shift()));
   return {_mm512_mul_ps(_mm512_permutexvar_ps(halves, steps), _mm512_set1_ps(p.scale()))};  // by the low four bits alone
@@ -253,7 +256,7 @@ inline void add_pair(const unsigned char* row, const unsigned char* second, __m5
 template <int kCount>
 inline void add_last_groups(const unsigned char* const at[kCount], const __m512 weights[kCount], std::int64_t g,
                             std::int64_t groups, float* y) {
-  const __m512 steps = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+  const __m512 steps = values16();
   for (; g < groups; ++g) {
     __m512 low = _mm512_loadu_ps(y + g * kGroup), high = _mm512_loadu_ps(y + g * kGroup + kLanes);
     for (int r = 0; r < kCount; ++r) {
@@ -271,8 +274,7 @@ inline void add_last_groups(const unsigned char* const at[kCount], const __m512 
 // y += a[r] * rows[r], row after row; a[r] times the scale of a group is rounded to bfloat16.
 template <int kCount>
 inline void axpy_groups(const Int4Row rows[], const float a[], std::int64_t n, float* y, const Int4Row next[kRows]) {
-  const __m512 once = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-  const auto steps = (__m512i)_mm512_cvtne2ps_pbh(once, once);
+  const auto steps = (__m512i)_mm512_cvtne2ps_pbh(values16(), values16());
   // lane by lane where the weight of its group stands, of the second row below, of the first row above
   const __m512i first_pair = _mm512_or_si512(lanes_of(0), _mm512_slli_epi32(lanes_of(16), 16));
   for (std::int64_t i = 0; i < n; i += kSuper) {
