@@ -158,7 +158,7 @@ class Peer:
     def run(self, prompt, n_tokens):
         if self.fails:
             raise ResourceError("no more.")
-        return Turn(0.1, 0.1, tuple(range(n_tokens)), 1.0, 1e6)
+        return Turn(0.1, (0.1,), tuple(range(n_tokens)), 1.0, 1e6)
 
     def close(self) -> None:
         Peer.opened -= 1

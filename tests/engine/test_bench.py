@@ -9,6 +9,7 @@ import torch
 from winnow.base.errors import UsageError
 from winnow.engine.bench import BenchOptions, Expected, Turn, WinnowRunner, race
 from winnow.engine.bench.hf import HfRunner, hf_from_source
+from winnow.engine.bench.runners import turn_of
 from winnow.engine.synthetic import llama_config, opt_config, synthetic_model
 from winnow.kernels import open_cpu
 
@@ -85,7 +86,7 @@ class Liar:
 
     def run(self, prompt, n_tokens):
         self.turns += 1
-        return Turn(0.1, 0.1, (self.turns,) * n_tokens, 0.5, 1e6)
+        return Turn(0.1, (0.1,), (self.turns,) * n_tokens, 0.5, 1e6)
 
 
 def test_a_sparse_engine_that_lies_is_caught(runners, cpu):
@@ -101,7 +102,7 @@ class Parrot(Liar):
         self.name = name
 
     def run(self, prompt, n_tokens):
-        return Turn(0.1, 0.1, (7,) * n_tokens, 0.2, 1e6)
+        return Turn(0.1, (0.1,), (7,) * n_tokens, 0.2, 1e6)
 
 
 def test_equal_answers_of_one_repeated_token_prove_nothing(cpu):
@@ -137,22 +138,24 @@ def test_lossy_tokens_are_not_compared_and_the_report_says_so(cpu):
 
 
 class Clockwork:
-    """An engine whose turns take the given seconds; the first is the one that warms up."""
+    """An engine whose turns take the given seconds, of which one step may be held up beside."""
 
     dtype = "fp32"
 
-    def __init__(self, name, *, seconds=(1.0,), density=0.2, first_token=0) -> None:
+    def __init__(self, name, *, seconds=(1.0,), density=0.2, first_token=0, held_up_s=0.0) -> None:
         self.name = name
         self.seconds = list(seconds)
         self.density = density
         self.first_token = first_token
+        self.held_up_s = held_up_s
         self.turns = 0
 
     def run(self, prompt, n_tokens):
-        decode_s = self.seconds[min(self.turns, len(self.seconds) - 1)]
+        step_s = self.seconds[min(self.turns, len(self.seconds) - 1)] / (n_tokens - 1)
         self.turns += 1
+        steps_s = (step_s + self.held_up_s, *(step_s,) * (n_tokens - 2))
         tokens = tuple(range(self.first_token, self.first_token + n_tokens))
-        return Turn(0.1, decode_s, tokens, self.density, 1e6)
+        return Turn(0.1, steps_s, tokens, self.density, 1e6)
 
 
 class Probe:
@@ -182,6 +185,17 @@ def test_only_turns_between_two_quiet_probes_count(cpu):
     assert (report.machine.read_gb_per_s, report.machine.read_gb_per_s_min) == (100.0, 60.0)
     assert not report.is_void
     assert report.notes == ()
+
+
+def test_a_step_that_is_held_up_slows_the_mean_and_not_the_speed(cpu):
+    (row,) = race([Clockwork("a", held_up_s=7.0)], PROMPT, cpu, OPTIONS, silent, probe=Probe(100)).rows
+    assert row.tokens_per_second == pytest.approx(8.0)
+    assert row.tokens_per_second_mean == pytest.approx(8 / (1.0 + 7.0))
+
+
+def test_a_turn_knows_the_seconds_of_every_step():
+    turn = turn_of(2.0, [(3.5, 7), (4.5, 8), (4.75, 9)], bytes_per_token=6.0)
+    assert (turn.ttft_s, turn.steps_s, turn.token_ids) == (1.5, (1.0, 0.25), (7, 8, 9))
 
 
 def test_a_slow_state_counts_where_it_is_the_one_that_lasts(cpu):

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from winnow.engine.bench.runners import PRECISIONS, Turn
+from winnow.engine.bench.runners import PRECISIONS, Turn, turn_of
 from winnow.engine.families.tensors import TensorSource
 from winnow.engine.generate import torch_threads
 
@@ -68,14 +68,14 @@ class HfRunner:
         started_s = time.perf_counter()
         with torch_threads(self.threads), torch.inference_mode():
             out = self.model(torch.tensor([list(prompt)]), use_cache=True, logits_to_keep=1)
-            tokens = [self._likeliest(out.logits)]
-            first_s = time.perf_counter()
+            token = self._likeliest(out.logits)
+            told = [(time.perf_counter(), token)]
             for _ in range(n_tokens - 1):
-                ids = torch.tensor([tokens[-1:]])
+                ids = torch.tensor([[token]])
                 out = self.model(ids, past_key_values=out.past_key_values, use_cache=True)
-                tokens.append(self._likeliest(out.logits))
-            ended_s = time.perf_counter()
-        return Turn(first_s - started_s, ended_s - first_s, tuple(tokens), 1.0, self.weight_bytes)
+                token = self._likeliest(out.logits)
+                told.append((time.perf_counter(), token))
+        return turn_of(started_s, told, bytes_per_token=self.weight_bytes)
 
     def _likeliest(self, logits: torch.Tensor) -> int:
         return int(logits[0, -1, : self.vocab_size].argmax())

@@ -21,7 +21,7 @@ from winnow.base.room import check_disk
 from winnow.engine.bench.gguf import FP32, write_gguf
 from winnow.engine.bench.gguf_models import ENCODINGS, gguf_model
 from winnow.engine.bench.rivals import check_rival
-from winnow.engine.bench.runners import Turn
+from winnow.engine.bench.runners import Turn, turn_of
 from winnow.engine.families.tensors import TensorSource
 
 LOG_ERROR = 3
@@ -77,13 +77,13 @@ class LlamaCppRunner:
         llama_cpp.llama_memory_clear(self._memory, False)
         ids = (llama_cpp.llama_token * len(prompt))(*prompt)
         started_s = time.perf_counter()
-        tokens = [self._next(llama_cpp.llama_batch_get_one(ids, len(prompt)))]
-        first_s = time.perf_counter()
+        token = self._next(llama_cpp.llama_batch_get_one(ids, len(prompt)))
+        told = [(time.perf_counter(), token)]
         for _ in range(n_tokens - 1):
-            self._token[0] = tokens[-1]
-            tokens.append(self._next(self._step))
-        ended_s = time.perf_counter()
-        return Turn(first_s - started_s, ended_s - first_s, tuple(tokens), 1.0, self.weight_bytes)
+            self._token[0] = token
+            token = self._next(self._step)
+            told.append((time.perf_counter(), token))
+        return turn_of(started_s, told, bytes_per_token=self.weight_bytes)
 
     def close(self) -> None:
         """Give the memory back; the runner is of no use afterwards."""

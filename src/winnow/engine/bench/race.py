@@ -3,7 +3,8 @@
 Engines take turns round by round in one process, with the same threads, weights, prompt and length. The read
 bandwidth is probed between turns. A machine with other tenants flips between states that differ twofold, and
 a median over all turns would mix two machines: only the turns of one state count, that in which every engine
-has had turns enough first, by the probes on both sides of a turn.
+has had turns enough first, by the probes on both sides of a turn. Within a turn the median step counts: now
+and then a tenant holds a step up for as long as several take, and how many fall into a turn is chance.
 """
 
 import statistics
@@ -137,6 +138,7 @@ def _row(runner: Runner, taken: Sequence[_Timed], n_prompt: int, machine: Machin
         tokens_per_second=speed,
         tokens_per_second_min=min(speeds),
         tokens_per_second_max=max(speeds),
+        tokens_per_second_mean=statistics.median(turn.mean_tokens_per_second for turn in turns),
         turns=len(counted),
         turns_set_aside=len(taken) - len(counted),
         ms_per_token=1000 / speed,

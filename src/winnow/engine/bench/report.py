@@ -9,7 +9,8 @@ class Row:
 
     A turn counts where the read bandwidth before and after it was that of one state of the machine,
     whose figure the report names; the others are set aside. Where none counts, the medians are over
-    those set aside and the report is void. Decode speed leaves the prompt out. `bytes_per_token` counts
+    those set aside and the report is void. A turn's decode speed leaves the prompt out and is that of its
+    median step; `tokens_per_second_mean` goes by all steps. `bytes_per_token` counts
     the weights, predictors and cached keys and values that a decode step reads; `bandwidth_share` holds
     it against the probed read bandwidth. `rss_bytes` is the whole process, all engines in it.
     """
@@ -23,6 +24,7 @@ class Row:
     tokens_per_second: float
     tokens_per_second_min: float
     tokens_per_second_max: float
+    tokens_per_second_mean: float
     turns: int
     turns_set_aside: int
     ms_per_token: float

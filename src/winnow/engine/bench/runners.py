@@ -1,8 +1,10 @@
 """Runners: one turn of one engine, prompt and answer, timed alike for all.   (floor 5 · engine)"""
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -26,10 +28,13 @@ def precision(weights: Weights) -> str:
 
 @dataclass(frozen=True)
 class Turn:
-    """One prompt read and one answer decoded greedily, the end token being a token like any other."""
+    """One prompt read and one answer decoded greedily, the end token being a token like any other.
+
+    `steps_s` are the seconds of each token but the first, which the prompt pays for.
+    """
 
     ttft_s: float
-    decode_s: float
+    steps_s: tuple[float, ...]
     token_ids: tuple[int, ...]
     mlp_density: float
     bytes_per_token: float | int
@@ -37,8 +42,33 @@ class Turn:
 
     @property
     def tokens_per_second(self) -> float:
-        """Decode speed: every token but the first, which the prompt pays for."""
-        return (len(self.token_ids) - 1) / self.decode_s
+        """Decode speed by the median step."""
+        return 1 / statistics.median(self.steps_s)
+
+    @property
+    def mean_tokens_per_second(self) -> float:
+        """Decode speed by all steps, held up or not."""
+        return 1 / statistics.mean(self.steps_s)
+
+
+def turn_of(
+    started_s: float,
+    told: Sequence[tuple[float, int]],
+    *,
+    bytes_per_token: float | int,
+    mlp_density: float = 1.0,
+    head_density: float = 1.0,
+) -> Turn:
+    """Return the turn that began at `started_s` and told each token at its time."""
+    times_s = [told_s for told_s, _ in told]
+    return Turn(
+        ttft_s=times_s[0] - started_s,
+        steps_s=tuple(after_s - before_s for before_s, after_s in pairwise(times_s)),
+        token_ids=tuple(token for _, token in told),
+        mlp_density=mlp_density,
+        bytes_per_token=bytes_per_token,
+        head_density=head_density,
+    )
 
 
 @runtime_checkable
@@ -89,17 +119,16 @@ class WinnowRunner:
         decoding = self.decoder.start(cache)
         with torch_threads(self.cpu.threads), torch.inference_mode():
             logits = self.prefill.read(torch.tensor(list(prompt)), cache)
-        tokens = [int(logits[: self.vocab_size].argmax())]
-        first_s = time.perf_counter()
+        token = int(logits[: self.vocab_size].argmax())
+        told = [(time.perf_counter(), token)]
         for _ in range(n_tokens - 1):
-            logits = decoding.step(tokens[-1])[0]
-            tokens.append(int(logits[: self.vocab_size].argmax()))
-        ended_s = time.perf_counter()
-        return Turn(
-            ttft_s=first_s - started_s,
-            decode_s=ended_s - first_s,
-            token_ids=tuple(tokens),
-            mlp_density=decoding.counts.mlp_density,
-            bytes_per_token=decoding.counts.bytes_per_token,
-            head_density=decoding.counts.head_density,
+            token = int(decoding.step(token)[0][: self.vocab_size].argmax())
+            told.append((time.perf_counter(), token))
+        counts = decoding.counts
+        return turn_of(
+            started_s,
+            told,
+            bytes_per_token=counts.bytes_per_token,
+            mlp_density=counts.mlp_density,
+            head_density=counts.head_density,
         )

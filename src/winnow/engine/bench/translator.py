@@ -18,7 +18,7 @@ from ctranslate2.specs.common_spec import Activation  # pyright: ignore[reportMi
 
 from winnow.base.room import check_disk
 from winnow.engine.bench.rivals import COMPUTE_TYPES, check_rival
-from winnow.engine.bench.runners import Turn
+from winnow.engine.bench.runners import Turn, turn_of
 from winnow.engine.config import ModelConfig
 from winnow.engine.families import opt, tensor_shapes
 from winnow.engine.families.tensors import HEAD, Tensors, TensorSource
@@ -63,12 +63,10 @@ class TranslatorRunner:
 
     def run(self, prompt: Sequence[int], n_tokens: int) -> Turn:
         """Read `prompt`, decode `n_tokens` greedily from an empty cache."""
-        tokens: list[int] = []
-        told_s: list[float] = []
+        told: list[tuple[float, int]] = []
 
         def hear(step: ctranslate2.GenerationStepResult) -> bool:
-            told_s.append(time.perf_counter())
-            tokens.append(step.token_id)
+            told.append((time.perf_counter(), step.token_id))
             return False
 
         words = [str(token) for token in prompt]
@@ -76,7 +74,7 @@ class TranslatorRunner:
         self._generator.generate_batch(
             [words], max_length=n_tokens, end_token=[], include_prompt_in_result=False, callback=hear
         )
-        return Turn(told_s[0] - started_s, told_s[-1] - told_s[0], tuple(tokens), 1.0, self.weight_bytes)
+        return turn_of(started_s, told, bytes_per_token=self.weight_bytes)
 
     def close(self) -> None:
         """Give the memory back and end the threads; the runner is of no use afterwards."""
