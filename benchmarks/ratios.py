@@ -26,6 +26,7 @@ from winnow.base.timing import commit
 
 LENGTHS = ("--prompt-tokens", "128", "--max-tokens", "48", "--repeats", "3", "--threads", str(THREADS))
 DENSE, SPARSE = "winnow-dense", "winnow-sparse"
+LAZY = ("--kv", "lazy")  # keys and values as exact as at once, and fewer bytes
 ASKED_SHARES = {"bf16": 0.70, "int8": 0.70, "int4": 0.50}  # of the read bandwidth, by Winnow's own engines
 DRAWN = "opt-1.3b"
 PICTURE = ROOT / "docs/performance.svg"
@@ -66,13 +67,16 @@ class Asked:
 
 RACES = {
     "opt-1.3b-bf16": Race("opt-1.3b", "bf16", "hf,llama.cpp,ctranslate2"),
-    "opt-1.3b-bf16-lazy": Race("opt-1.3b", "bf16", "hf", options=("--kv", "lazy", "--head-dtype", "int8")),
+    "opt-1.3b-bf16-lazy": Race("opt-1.3b", "bf16", "hf", options=(*LAZY, "--head-dtype", "int8")),
     "opt-1.3b-int8": Race("opt-1.3b", "int8", "llama.cpp,ctranslate2"),
+    "opt-1.3b-int8-lazy": Race("opt-1.3b", "int8", "llama.cpp,ctranslate2", options=LAZY),
     "opt-1.3b-int4": Race("opt-1.3b", "int4", "llama.cpp"),
+    "opt-1.3b-int4-lazy": Race("opt-1.3b", "int4", "llama.cpp", options=LAZY),
     "llama-1b-bf16": Race("llama-1b", "bf16", "llama.cpp", density=0.25, head_density=1.0),
     "llama-1b-int4": Race("llama-1b", "int4", "llama.cpp", density=0.25, head_density=1.0),
     "opt-6.7b-int8": Race("opt-6.7b", "int8", "llama.cpp:q4_0"),
     "opt-6.7b-int4": Race("opt-6.7b", "int4", "llama.cpp"),
+    "opt-6.7b-int4-lazy": Race("opt-6.7b", "int4", "llama.cpp", options=LAZY),
 }
 ASKED = (
     Asked("opt-1.3b-bf16", DENSE, ("llama.cpp",), 1.1),
@@ -85,9 +89,12 @@ ASKED = (
     Asked("opt-1.3b-int4", SPARSE, (DENSE,), 2.0),
     Asked("opt-1.3b-bf16", SPARSE, ("hf", "llama.cpp", "ctranslate2"), 2.5),
     Asked("opt-1.3b-int8", SPARSE, ("llama.cpp", "ctranslate2"), 4.0),
+    Asked("opt-1.3b-int8-lazy", SPARSE, ("llama.cpp", "ctranslate2"), 4.0),
     Asked("opt-1.3b-int4", SPARSE, ("llama.cpp",), 3.0),
+    Asked("opt-1.3b-int4-lazy", SPARSE, ("llama.cpp",), 3.0),
     Asked("opt-6.7b-int8", SPARSE, ("llama.cpp",), 2.5),
     Asked("opt-6.7b-int4", SPARSE, ("llama.cpp",), 4.0),
+    Asked("opt-6.7b-int4-lazy", SPARSE, ("llama.cpp",), 4.0),
 )
 
 

@@ -137,6 +137,21 @@ def test_threads_do_not_change_a_bit(isa: str, held: torch.dtype, rng: torch.Gen
     assert all(torch.equal(a, b) for each in found[1:] for a, b in zip(each, found[0], strict=True))
 
 
+@pytest.mark.compiled
+def test_inputs_kept_by_one_instruction_set_serve_another(isa: str, held: torch.dtype):
+    found = []
+    for others in (opened(isa, 1), opened("generic", 1)):
+        draws = torch.Generator().manual_seed(12)
+        made, cpus = case(draws, held, (5, 16, 1056, 6)), (opened(isa, 1), others)
+        for position in range(30):
+            made.note(position)
+            cpu, due = cpus[position % 2], torch.tensor([position % 5], dtype=torch.int32)
+            missing_kv(normal(draws, 1056), made.lazy, position, due, cpu=cpu)
+        found.append((made.lazy.kv.keys[:, :26], made.lazy.kv.values[:, :26]))
+    for alone, mixed in zip(*found, strict=True):
+        assert_close(mixed, alone.double(), relative=0.02 if held == torch.int4 else 2e-4, scale=8.0)
+
+
 def test_heads_that_are_not_listed_are_neither_read_nor_written(cpu: Cpu, rng: torch.Generator):
     made = case(rng, torch.float32, (4, 8, 64, 5))
     lazy = made.lazy

@@ -63,38 +63,64 @@ inline void product_of_short(const Matrix& matrix, std::int64_t begin, std::int6
   }
 }
 
-// out[b][i] = row i . x[b], for begin <= i < end: one row after the other, a single stream of memory, read once for all
+// The sums of one row or two, from the first on, with one vector or two; `sums` is that of the first of them.
+template <int kCount, int kVectors, class W>
+inline void some_sums(const Row<W>* rows, const Row<W>* later, int fetched, const Input<W>* const* x, std::int64_t n,
+                      Floats (*sums)[kRows]) {
+  Floats found[kVectors][kCount];
+  row_sums<kCount, kVectors, W>(rows, later, fetched, x, n, found);
+  for (int v = 0; v < kVectors; ++v) {
+    for (int r = 0; r < kCount; ++r) sums[v][r] = found[v][r];
+  }
+}
+
+// out[b][i] = row i . x[b], for begin <= i < end: rows one after the other, a single stream of memory, read once for all
 // vectors. The block that begins at `ahead` is read next (none if negative).
+//
+// Eight rows stay in the cache while the vectors pass, two at a time; each pass fetches its part of the next eight.
 template <class W>
 inline void product(const Matrix& matrix, std::int64_t begin, std::int64_t end, std::int64_t ahead,
                     const Vectors& vectors) {
   const std::int64_t n = matrix.columns, bytes = row_bytes_of(matrix.dtype, n);
   if (matrix.row_stride == n && bytes <= kShortBytes) return product_of_short<W>(matrix, begin, end, vectors);
-  const std::int64_t far = (kFarBytes + bytes - 1) / bytes, last = matrix.rows - 1;
+  const int count = vectors.count, passes = (count + kVectorsTogether - 1) / kVectorsTogether;
+  const int parts = passes >= 4 ? 4 : passes >= 2 ? 2 : 1;  // of a row, each fetched by a pass of its own
+  const std::int64_t part = (n / parts + kLine<W> - 1) / kLine<W> * kLine<W>;
+  const std::int64_t far = passes > 1 ? kRows : (kFarBytes + bytes - 1) / bytes, last = matrix.rows - 1;
   const auto far_of = [&](std::int64_t i) {  // the row that is read `far` rows after row i; itself where there is none
     const std::int64_t row = i + far < end ? i + far : ahead < 0 ? i : ahead + (i + far - end);
     return row_of<W>(matrix, row < last ? row : last);
   };
+  // With few vectors it is memory that rows wait for, and one stream is quicker than two.
+  const int together = count > kVectorsTogether || kOwnLoops<W> ? kRowsTogether : 1;
   const Input<W>* x[kMostBatch];
-  for (int b = 0; b < vectors.count; ++b) x[b] = static_cast<const Input<W>*>(vectors.x[b]);
+  for (int b = 0; b < count; ++b) x[b] = static_cast<const Input<W>*>(vectors.x[b]);
   for (std::int64_t first = begin; first < end; first += kRows) {
-    const std::int64_t some = end - first < kRows ? end - first : kRows;
+    const int some = end - first < kRows ? static_cast<int>(end - first) : kRows;
+    Row<W> rows[kRows], later[kRows];
+    for (int r = 0; r < some; ++r) rows[r] = row_of<W>(matrix, first + r), later[r] = far_of(first + r);
     Floats sums[kMostBatch][kRows];
-    for (std::int64_t r = 0; r < some; ++r) {
-      const Row<W> row = row_of<W>(matrix, first + r), later = far_of(first + r);
-      int b = 0;
-      for (; b + kTogether<W> <= vectors.count; b += kTogether<W>) {
-        Floats of_row[kTogether<W>];
-        row_sums<kTogether<W>, W>(row, later, x + b, n, of_row);
-        for (int v = 0; v < kTogether<W>; ++v) sums[b + v][r] = of_row[v];
+    for (int pass = 0; pass < passes; ++pass) {
+      const int b = pass * kVectorsTogether, fetched = pass < parts ? 4 / parts : 0;
+      for (int r = 0, taken; r < some; r += taken) {
+        taken = r + together <= some ? together : 1;
+        const bool are_two = b + 1 < count;
+        auto* to = reinterpret_cast<Floats(*)[kRows]>(&sums[b][r]);
+        if (taken == 1) {
+          are_two ? some_sums<1, 2, W>(rows + r, later + r, fetched, x + b, n, to)
+                  : some_sums<1, 1, W>(rows + r, later + r, fetched, x + b, n, to);
+        } else {
+          are_two ? some_sums<kRowsTogether, 2, W>(rows + r, later + r, fetched, x + b, n, to)
+                  : some_sums<kRowsTogether, 1, W>(rows + r, later + r, fetched, x + b, n, to);
+        }
+        for (int i = r; i < r + taken; ++i) later[i] = later[i] + part;
       }
-      for (; b < vectors.count; ++b) row_sums<1, W>(row, later, x + b, n, &sums[b][r]);
     }
-    for (int b = 0; b < vectors.count; ++b) {
-      for (std::int64_t r = some; r < kRows; ++r) sums[b][r] = zero();
+    for (int b = 0; b < count; ++b) {
+      for (int r = some; r < kRows; ++r) sums[b][r] = zero();
       float added[kRows];
       add_up(sums[b], x[b], added);
-      for (std::int64_t r = 0; r < some; ++r) vectors.out[b][first + r] = added[r];
+      for (int r = 0; r < some; ++r) vectors.out[b][first + r] = added[r];
     }
   }
 }

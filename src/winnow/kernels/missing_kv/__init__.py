@@ -13,7 +13,7 @@ fewest that leave all others in time. They are never more than n, and take turns
 
     reference.py   the definitions
     due.hpp due.cpp   whose turn it is
-    cpu.cpp        a head's keys or values per thread, two inputs at once
+    cpu.cpp        a head's keys or values per thread, two inputs at once, each laid out when it comes
 """
 
 import numpy as np

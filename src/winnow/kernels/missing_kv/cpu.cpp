@@ -43,23 +43,30 @@ static void settle_rows(const LazyKv& lazy, std::int64_t begin, bool are_keys, s
   }
 }
 
+// The input at `position`, laid out at most once.
 template <class W>
-static void compute(Context& context, const LazyKv& lazy, std::int64_t position, const std::int32_t* heads,
+static const Input<W>* laid_out(LazyKv& lazy, std::int64_t position) {
+  const std::int64_t n = lazy.matrix.columns, row = position % lazy.window, room = input_floats(n);
+  float* memory = lazy.laid.floats(0, lazy.window * room) + row * room;
+  LazyKv::Laid& laid = lazy.laid_of[row];
+  if (laid.position == position && laid.by == &kernels()) return reinterpret_cast<const Input<W>*>(memory);
+  laid = {position, &kernels()};
+  return input<W>(lazy.inputs + row * n, n, memory);
+}
+
+template <class W>
+static void compute(Context& context, LazyKv& lazy, std::int64_t position, const std::int32_t* heads,
                     std::int64_t count) {
   const Matrix& matrix = lazy.matrix;
-  const std::int64_t width = lazy.kv.width, room = input_floats(matrix.columns);
+  const std::int64_t width = lazy.kv.width;
   std::int64_t most = 0;
   for (std::int64_t a = 0; a < count; ++a) {
     const std::int64_t missing = lazy.missing(heads[a], position);
     most = missing > most ? missing : most;
   }
   const Input<W>* x[kMostWindow];  // of the last `most` positions
-  float* memory = context.scratch.floats(0, most * room);
-  for (std::int64_t t = 0; t < most; ++t) {
-    const float* kept = lazy.inputs + (position + 1 - most + t) % lazy.window * matrix.columns;
-    x[t] = input<W>(kept, matrix.columns, memory + t * room);
-  }
-  float* found = context.scratch.floats(1, 2 * count * most * width);
+  for (std::int64_t t = 0; t < most; ++t) x[t] = laid_out<W>(lazy, position + 1 - most + t);
+  float* found = context.scratch.floats(0, 2 * count * most * width);
   const auto begin_of = [&](std::int64_t task) {
     return (task % 2 * lazy.kv.kv_heads + heads[task / 2]) * width;
   };
@@ -78,10 +85,11 @@ static void compute(Context& context, const LazyKv& lazy, std::int64_t position,
   run_job(context.pool, 2 * count * width * row_bytes_of(matrix.dtype, matrix.columns), job);
 }
 
-void missing_kv(Context& context, const float* x, const LazyKv& lazy, std::int64_t position, const std::int32_t* heads,
+void missing_kv(Context& context, const float* x, LazyKv& lazy, std::int64_t position, const std::int32_t* heads,
                 std::int64_t count) {
-  const std::int64_t n = lazy.matrix.columns;
-  std::memmove(lazy.inputs + position % lazy.window * n, x, static_cast<std::size_t>(n) * sizeof(float));
+  const std::int64_t n = lazy.matrix.columns, row = position % lazy.window;
+  std::memmove(lazy.inputs + row * n, x, static_cast<std::size_t>(n) * sizeof(float));
+  lazy.laid_of[row] = {};
   of_weights(lazy.matrix.dtype,
              [&](auto w) { compute<decltype(w)>(context, lazy, position, heads, count); });
   for (std::int64_t a = 0; a < count; ++a) {

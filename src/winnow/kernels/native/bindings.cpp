@@ -53,7 +53,7 @@ NB_MODULE(_native, m) {
                           std::uintptr_t filled, float eps, std::int64_t window) {
         const auto floats = [](std::uintptr_t memory) { return reinterpret_cast<float*>(memory); };
         new (self) LazyKv{kv, matrix, floats(bias), floats(norm), floats(cosines), floats(sines), floats(inputs),
-                          reinterpret_cast<std::int64_t*>(filled), eps, window};
+                          reinterpret_cast<std::int64_t*>(filled), eps, window, {}, {}};
       });
 
   // Arrays are never converted: a converted one would be a copy, and what is written to it would be lost.

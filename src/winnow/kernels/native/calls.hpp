@@ -108,7 +108,7 @@ class Calls {
     });
   }
 
-  void missing_kv(In x, const LazyKv& lazy, Cell position, Indices heads, Cell count) {
+  void missing_kv(In x, LazyKv& lazy, Cell position, Indices heads, Cell count) {
     expect("x", length(x), lazy.matrix.columns);
     const Listed listed(heads, count, lazy.kv.kv_heads);
     take([this, x = x.data(), &lazy, position = cell("position", position), listed] {

@@ -61,27 +61,7 @@ struct KvBlock {
   float *key_scales, *value_scales;  // int8: [kv_heads, capacity] each; null otherwise
 };
 
-constexpr std::int64_t kMostWindow = 64;  // lazy_kv.py holds windows to it
-
-// A layer's cache of which heads may lack the last positions, and what these are computed from. Position p has row
-// p % window of inputs, cosines and sines.
-struct LazyKv {
-  KvBlock kv;
-  Matrix matrix;  // rows of keys, then of values
-  const float *bias, *norm;  // null where there is none; `norm` is of the keys
-  const float *cosines, *sines;  // null where keys are not rotated
-  float* inputs;
-  std::int64_t* filled;  // per head, how many positions are whole
-  float eps;
-  std::int64_t window;
-
-  // Positions that a head lacks up to `position`, which is among them.
-  std::int64_t missing(std::int64_t head, std::int64_t position) const {
-    return filled[head] <= position ? position + 1 - filled[head] : 0;
-  }
-};
-
-// Memory that a kernel may use until it returns, grown and never shrunk; 64-byte aligned.
+// Memory that is grown and never shrunk; 64-byte aligned. That of a context a kernel may use until it returns.
 class Scratch {
  public:
   static constexpr int kSlots = 4;
@@ -95,6 +75,36 @@ class Scratch {
  private:
   void* memory_[kSlots] = {};
   std::int64_t size_[kSlots] = {};
+};
+
+constexpr std::int64_t kMostWindow = 64;  // lazy_kv.py holds windows to it
+
+struct Kernels;
+
+// A layer's cache of which heads may lack the last positions, and what these are computed from. Position p has row
+// p % window of inputs, cosines and sines.
+struct LazyKv {
+  // Whose input a row of `laid` is, and who laid it out.
+  struct Laid {
+    std::int64_t position = -1;
+    const Kernels* by = nullptr;
+  };
+
+  KvBlock kv;
+  Matrix matrix;  // rows of keys, then of values
+  const float *bias, *norm;  // null where there is none; `norm` is of the keys
+  const float *cosines, *sines;  // null where keys are not rotated
+  float* inputs;
+  std::int64_t* filled;  // per head, how many positions are whole
+  float eps;
+  std::int64_t window;
+  Scratch laid;  // the inputs once more, in the form that rows are multiplied with
+  Laid laid_of[kMostWindow];
+
+  // Positions that a head lacks up to `position`, which is among them.
+  std::int64_t missing(std::int64_t head, std::int64_t position) const {
+    return filled[head] <= position ? position + 1 - filled[head] : 0;
+  }
 };
 
 struct Context {
@@ -117,7 +127,7 @@ struct Kernels {
   void (*attend)(Context&, const float* q, std::int64_t heads, const KvBlock&, std::int64_t start, std::int64_t length,
                  float scale, const std::int32_t* listed, std::int64_t count, float* out);
   // x is the input at `position`
-  void (*missing_kv)(Context&, const float* x, const LazyKv&, std::int64_t position, const std::int32_t* heads,
+  void (*missing_kv)(Context&, const float* x, LazyKv&, std::int64_t position, const std::int32_t* heads,
                      std::int64_t count);
   // the listed blocks of `rows` rows each
   void (*gathered_rows)(Context&, const float* x, std::int64_t batch, const Matrix&, const float* bias, const Lists&,

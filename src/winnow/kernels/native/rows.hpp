@@ -3,7 +3,7 @@
 //   dot        inner products of a few rows with one vector   one accumulator per row, so a row's bits do not depend on
 //                                                             its neighbours
 //   dot_sums   the same, not yet added up
-//   row_sums   those of one row with a few vectors            for rows that lie in order: one stream of memory
+//   row_sums   those of one row or two with one vector or two   for rows that lie in order: one stream of memory
 //   axpy8      y += a[0] * row 0 + ... + a[7] * row 7         row after row, so a row whose weight is 0 changes no bit;
 //                                                             y stands in pair order, `settle` puts it right
 //
@@ -46,7 +46,9 @@ template <>
 inline constexpr bool kOwnLoops<int4> = true;
 inline void lay_out(const float* x, std::int64_t n, Groups* out);
 #endif
-inline Floats row_groups(Int4Row row, Int4Row far, const Groups* x, std::int64_t n);
+template <int kCount, int kVectors>
+inline void row_groups(const Int4Row rows[kCount], const Int4Row later[kCount], int fetched,
+                       const Groups* const x[kVectors], std::int64_t n, Floats out[kVectors][kCount]);
 inline void dot_groups(const Int4Row rows[8], const Groups* x, std::int64_t n, Floats sums[8], const Int4Row next[8]);
 inline void settle_groups(float* y, std::int64_t n);
 template <int kCount>
@@ -113,7 +115,7 @@ constexpr int kLocality = 2;  // the second
 #endif
 
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, kLocality); }
-inline void prefetch(Int4Row row) { prefetch(row.groups + row.at / 2); }
+inline void prefetch(Int4Row row) { prefetch(row.group_bytes()); }
 
 constexpr std::int64_t kAheadBytes = 1280;  // of 512 to 2048 tried; less comes late, more throws out what is waiting
 constexpr std::int64_t kFarBytes = 8 << 10;  // in a single stream; of 2 to 12 KB tried
@@ -206,39 +208,70 @@ inline void dot(const Row<W> rows[kRows], const X* x, std::int64_t n, float out[
   add_up(sums, x, out);
 }
 
-// Vectors that `row_sums` takes: what the registers hold, with kSums sums of each.
-constexpr int kSums = 4;
-template <class W>
-constexpr int kTogether = kOwnLoops<W> ? 1 : kLanes == 16 && !std::is_same_v<W, int8> ? 4 : 2;
+// Rows and vectors that `row_sums` takes: each is loaded once for all of the others. Vectors are longer than rows, and a
+// few of them fill the first-level cache.
+constexpr int kRowsTogether = kLanes == 16 ? 2 : 1;
+constexpr int kVectorsTogether = 2;
 
-// Vectors whose sums, times unit(x[v]), are row . x[v]: each fourth line of the row goes to the same sum, so that the
-// products of one row need not wait for each other. `far` is prefetched meanwhile, a row that is read somewhat later.
-template <int kVectors, class W, class X>
-inline void row_sums(Row<W> row, Row<W> far, const X* const x[kVectors], std::int64_t n, Floats out[kVectors]) {
+// Sums of one row and one vector: as many as the registers hold, but four of floats, whose order is part of the result.
+template <class W, int kProducts>
+constexpr int kSums = kLanes == 16 && kProducts == 4 && std::is_same_v<W, int8> ? 2 : 4;
+
+// Vectors whose sums, times unit(x[v]), are rows[r] . x[v]: each fourth line of a row goes to the same sum, so that the
+// products of one row need not wait for each other. Meanwhile `fetched` lines for every four of a row are prefetched, of
+// rows that are read later, from `later` on.
+//
+// A loop over sums that is not unrolled would keep them in memory, in all other loops too.
+template <int kCount, int kVectors, class W, class X>
+inline void row_sums(const Row<W> rows[kCount], const Row<W> later[kCount], int fetched, const X* const x[kVectors],
+                     std::int64_t n, Floats out[kVectors][kCount]) {
   if constexpr (kOwnLoops<W>) {
-    out[0] = row_groups(row, far, x[0], n);
+    row_groups<kCount, kVectors>(rows, later, fetched, x, n, out);
   } else {
-    Sum<W> acc[kVectors][kSums];
-    for (auto& vector : acc) {
-      for (auto& a : vector) begin(a);
+    constexpr int kParts = kSums<W, kCount * kVectors>;
+    Sum<W> acc[kVectors][kCount][kParts];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 2
+      for (int r = 0; r < kCount; ++r) {
+#pragma GCC unroll 4
+        for (int k = 0; k < kParts; ++k) begin(acc[v][r][k]);
+      }
     }
     std::int64_t i = 0;
-    for (; i + kSums * kLine<W> <= n; i += kSums * kLine<W>) {
+    for (; i + 4 * kLine<W> <= n; i += 4 * kLine<W>) {
 #pragma GCC unroll 4
-      for (int k = 0; k < kSums; ++k) {
-        prefetch(far + (i + k * kLine<W>));
+      for (int k = 0; k < 4; ++k) {
+#pragma GCC unroll 2
+        for (int r = 0; r < kCount; ++r) {
+          if (k < fetched) prefetch(later[r] + (i / 4 * fetched + k * kLine<W>));
+        }
+        const std::int64_t line = i + k * kLine<W>;
 #pragma GCC unroll 8
-        for (std::int64_t s = i + k * kLine<W>; s < i + (k + 1) * kLine<W>; s += kStep<W, X>) {
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) acc[v][k] = step(acc[v][k], row + s, x[v] + s);
+        for (std::int64_t s = line; s < line + kLine<W>; s += kStep<W, X>) {
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 2
+            for (int r = 0; r < kCount; ++r) {
+              Sum<W>& sum = acc[v][r][k % kParts];
+              sum = step(sum, rows[r] + s, x[v] + s);
+            }
+          }
         }
       }
     }
+#pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      std::int64_t j = i;
-      for (; j + kStep<W, X> <= n; j += kStep<W, X>) acc[v][0] = step(acc[v][0], row + j, x[v] + j);
-      if (j < n) acc[v][1] = step_some(acc[v][1], row + j, x[v] + j, n - j);
-      out[v] = floats((acc[v][0] + acc[v][1]) + (acc[v][2] + acc[v][3]), x[v]);
+#pragma GCC unroll 2
+      for (int r = 0; r < kCount; ++r) {
+        auto& sums = acc[v][r];
+        std::int64_t j = i;
+        for (; j + kStep<W, X> <= n; j += kStep<W, X>) sums[0] = step(sums[0], rows[r] + j, x[v] + j);
+        if (j < n) sums[1] = step_some(sums[1], rows[r] + j, x[v] + j, n - j);
+        Sum<W> all = sums[0] + sums[1];
+        if constexpr (kParts == 4) all = all + (sums[2] + sums[3]);
+        out[v][r] = floats(all, x[v]);
+      }
     }
   }
 }

@@ -12,7 +12,7 @@ void rotate(float*, std::int64_t, std::int64_t, const float*, const float*);
 void append_kv(const KvBlock&, std::int64_t, const float*, const float*);
 void attend(Context&, const float*, std::int64_t, const KvBlock&, std::int64_t, std::int64_t, float, const std::int32_t*,
             std::int64_t, float*);
-void missing_kv(Context&, const float*, const LazyKv&, std::int64_t, const std::int32_t*, std::int64_t);
+void missing_kv(Context&, const float*, LazyKv&, std::int64_t, const std::int32_t*, std::int64_t);
 void gathered_rows(Context&, const float*, std::int64_t, const Matrix&, const float*, const Lists&, std::int64_t,
                    float*);
 void gathered_columns(Context&, const float*, std::int64_t, const Matrix&, const float*, const Lists&, std::int64_t,

@@ -20,7 +20,9 @@ struct Int4Row {
 
   const unsigned char* bytes() const { return groups + at / kGroup * (kGroup / 2) + at % (kGroup / 2); }
   int shift() const { return at % kGroup < kGroup / 2 ? 0 : 4; }
-  const bf16* group_scale() const { return scales + at / kGroup; }
+  // Where `at` is the beginning of a group: its bytes, its scale. Unsigned, since a division by two is then a shift.
+  const unsigned char* group_bytes() const { return groups + static_cast<std::uint64_t>(at) / 2; }
+  const bf16* group_scale() const { return scales + static_cast<std::uint64_t>(at) / kGroup; }
   float scale() const {
     const std::uint32_t bits = static_cast<std::uint32_t>(group_scale()->bits) << 16;
     float f;

@@ -97,30 +97,62 @@ inline void dot_quad(const unsigned char* const rows[kCount], const __m512 scale
   }
 }
 
-// A vector that adds up to row . x: the sums of each fourth quad. `far` is prefetched meanwhile.
-inline Floats row_groups(Int4Row row, Int4Row far, const Groups* x, std::int64_t n) {
-  __m512 acc[4];
-  for (auto& sum : acc) sum = _mm512_setzero_ps();
-  for (std::int64_t i = 0; i < n; i += kSuper) {
-    const std::int64_t groups = n - i < kSuper ? (n - i) / kGroup : 16;
-    const unsigned char* at = row.groups + (row.at + i) / 2;
-    const __m512 input = _mm512_loadu_ps(reinterpret_cast<const float*>(x + i));
-    const __m512 scales = _mm512_mul_ps(scales16((row + i).group_scale(), groups), input);
-    if (groups == 16) {
-#pragma GCC unroll 4
-      for (int quad = 0; quad < 4; ++quad) {
-        prefetch(far + (i + quad * kLine<int4>));
-        dot_quad<1>(&at, &scales, x + i, quad, kQuad, acc + quad);
-      }
-      prefetch((far + i).group_scale());
-    } else {
-      for (std::int64_t quad = 0; quad * kQuad < groups; ++quad) {
-        const std::int64_t left = groups - quad * kQuad;
-        dot_quad<1>(&at, &scales, x + i, quad, left < kQuad ? left : kQuad, acc + quad);
-      }
+// Adds the products of 16 groups from element `i` on, or of the last groups, fewer, to the sums of each fourth quad.
+template <int kCount, int kVectors, bool kWhole>
+inline void add_super(const Int4Row rows[kCount], const Int4Row later[kCount], int fetched,
+                      const Groups* const x[kVectors], std::int64_t i, std::int64_t groups,
+                      __m512 sums[4][kVectors][kCount]) {
+  const unsigned char *at[kCount], *next[kCount];
+  __m512 scales[kVectors][kCount];
+#pragma GCC unroll 2
+  for (int r = 0; r < kCount; ++r) {
+    next[r] = (later[r] + i / 4 * fetched).group_bytes();
+    if (fetched) prefetch((later[r] + i / 4 * fetched).group_scale());
+    at[r] = (rows[r] + i).group_bytes();
+    const __m512 of_row = scales16((rows[r] + i).group_scale(), kWhole ? 16 : groups);
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      scales[v][r] = _mm512_mul_ps(of_row, _mm512_loadu_ps(reinterpret_cast<const float*>(x[v] + i)));
     }
   }
-  return {_mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3]))};
+#pragma GCC unroll 4
+  for (int quad = 0; quad < 4; ++quad) {
+    const std::int64_t left = kWhole ? kQuad : groups - quad * kQuad;
+    if (left <= 0) break;
+#pragma GCC unroll 2
+    for (int r = 0; r < kCount; ++r) {
+      if (quad < fetched) prefetch(next[r] + quad * kLineBytes);
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      dot_quad<kCount>(at, scales[v], x[v] + i, quad, left < kQuad ? left : kQuad, sums[quad][v]);
+    }
+  }
+}
+
+// Vectors that add up to rows[r] . x[v], for `row_sums`.
+template <int kCount, int kVectors>
+inline void row_groups(const Int4Row rows[kCount], const Int4Row later[kCount], int fetched,
+                       const Groups* const x[kVectors], std::int64_t n, Floats out[kVectors][kCount]) {
+  __m512 acc[4][kVectors][kCount];
+#pragma GCC unroll 4
+  for (int quad = 0; quad < 4; ++quad) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 2
+      for (int r = 0; r < kCount; ++r) acc[quad][v][r] = _mm512_setzero_ps();
+    }
+  }
+  std::int64_t i = 0;
+  for (; i + kSuper <= n; i += kSuper) add_super<kCount, kVectors, true>(rows, later, fetched, x, i, 16, acc);
+  if (i < n) add_super<kCount, kVectors, false>(rows, later, fetched, x, i, (n - i) / kGroup, acc);
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 2
+    for (int r = 0; r < kCount; ++r) {
+      out[v][r].v = _mm512_add_ps(_mm512_add_ps(acc[0][v][r], acc[1][v][r]), _mm512_add_ps(acc[2][v][r], acc[3][v][r]));
+    }
+  }
 }
 
 // Vectors that add up to rows[r] . x; `next` is null, or what is read after each row.
@@ -135,7 +167,7 @@ inline void dot_groups(const Int4Row rows[kRows], const Groups* x, std::int64_t 
     __m512 scales[kRows];
     const __m512 input = _mm512_loadu_ps(reinterpret_cast<const float*>(x + i));
     for (int r = 0; r < kRows; ++r) {
-      at[r] = rows[r].groups + (rows[r].at + i) / 2;
+      at[r] = (rows[r] + i).group_bytes();
       scales[r] = _mm512_mul_ps(scales16((rows[r] + i).group_scale(), groups), input);
       if (next) {
         const std::int64_t past = i + kAhead<int4> - n;
@@ -162,7 +194,7 @@ inline void dot_short(const Short<Int4Row, Groups> runs[], int count, Floats sum
     const Groups* x = runs[k].x;
     const __m512 input = _mm512_permutexvar_ps(_mm512_and_si512(places, _mm512_set1_epi32(kGroups - 1)),
                                                _mm512_loadu_ps(reinterpret_cast<const float*>(x)));
-    const unsigned char* bytes = runs[k].first.groups + runs[k].first.at / 2;
+    const unsigned char* bytes = runs[k].first.group_bytes();
 #pragma GCC unroll 8
     for (int v = 0; v < kGroups / 2; ++v) {
       const __m512 scales = _mm512_mul_ps(scales16(runs[k].first.group_scale() + 16 * v, 16), input);
@@ -283,7 +315,7 @@ inline void axpy_groups(const Int4Row rows[], const float a[], std::int64_t n, f
     __m512 weights[kCount];
     __m512bh pairs[kCount / 2];
     for (int r = 0; r < kCount; ++r) {
-      at[r] = rows[r].groups + (rows[r].at + i) / 2;
+      at[r] = (rows[r] + i).group_bytes();
       weights[r] = _mm512_mul_ps(scales16((rows[r] + i).group_scale(), groups), _mm512_set1_ps(a[r]));
     }
     for (int p = 0; p < kCount / 2; ++p) pairs[p] = _mm512_cvtne2ps_pbh(weights[2 * p], weights[2 * p + 1]);
