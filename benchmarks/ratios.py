@@ -134,7 +134,7 @@ def _answer(asked: Asked, report: dict) -> dict:
     return {
         "shape": race.shape,
         "dtype": race.dtype,
-        "setting": "dense" if asked.engine == DENSE else race.setting,
+        "setting": _setting(asked.engine, race),
         "against": f"{best['engine']} {best['dtype']}",
         "best_of": len(rivals),
         "measured_ratio": ratio,
@@ -144,8 +144,13 @@ def _answer(asked: Asked, report: dict) -> dict:
     }
 
 
+def _setting(engine: str, race: Race) -> str:
+    return "dense" if engine == DENSE else race.setting
+
+
 def _share(row: dict) -> dict:
     kept = {key: row[key] for key in ("shape", "dtype", "engine", "bandwidth_share")}
+    kept["setting"] = _setting(row["engine"], RACES[row["race"]])
     asked = ASKED_SHARES[row["dtype"].partition(",")[0]]  # of the layers, whatever the head
     return {**kept, "asked_share": asked, "is_met": row["bandwidth_share"] >= asked}
 
