@@ -129,7 +129,7 @@ def _answer(asked: Asked, report: dict) -> dict:
         raise SystemExit(f"{asked.race} has no row of {' or '.join(asked.against)}; run it with them again")
     best = max(rivals, key=_speed)
     mine = rows[asked.engine]
-    ratio = _speed(mine) / _speed(best)
+    ratio, mean_ratio = _speed(mine) / _speed(best), _mean_speed(mine) / max(map(_mean_speed, rivals))
     at_memory_speed = 1e9 * report["machine"]["read_gb_per_s"] / mine["bytes_per_token"]  # tokens per second
     return {
         "shape": race.shape,
@@ -138,9 +138,10 @@ def _answer(asked: Asked, report: dict) -> dict:
         "against": f"{best['engine']} {best['dtype']}",
         "best_of": len(rivals),
         "measured_ratio": ratio,
+        "mean_ratio": mean_ratio,
         "memory_limit_ratio": at_memory_speed / _speed(best),
         "asked_ratio": asked.ratio,
-        "is_met": ratio >= asked.ratio,
+        "is_met": min(ratio, mean_ratio) >= asked.ratio,
     }
 
 
@@ -151,6 +152,7 @@ def _setting(engine: str, race: Race) -> str:
 def _share(row: dict) -> dict:
     kept = {key: row[key] for key in ("shape", "dtype", "engine", "bandwidth_share")}
     kept["setting"] = _setting(row["engine"], RACES[row["race"]])
+    kept["mean_share"] = row["bandwidth_share"] * _mean_speed(row) / _speed(row)
     asked = ASKED_SHARES[row["dtype"].partition(",")[0]]  # of the layers, whatever the head
     return {**kept, "asked_share": asked, "is_met": row["bandwidth_share"] >= asked}
 
@@ -178,6 +180,11 @@ def _losses(report: dict) -> Iterator[dict]:
 
 def _speed(row: dict) -> float:
     return row["tokens_per_second"]
+
+
+def _mean_speed(row: dict) -> float:
+    """Return the speed by all steps, pauses included, which is the only one that older races have."""
+    return row.get("tokens_per_second_mean", _speed(row))
 
 
 def picture(result: dict) -> str:

@@ -98,6 +98,8 @@ COLUMNS = {
     "kld_drop": Column("keys and values dropped, nats", ".1e"),
     "same_top": Column("same top token", ".2%"),
     "against": Column("against"),
+    "mean_ratio": Column("pauses included", ".2f"),
+    "mean_share": Column("pauses included", ".0%"),
     "measured_ratio": Column("times as fast", ".2f"),
     "memory_limit_ratio": Column("at memory speed", ".1f"),
     "asked_ratio": Column("asked", ".1f"),

@@ -44,6 +44,17 @@ def test_every_ratio_is_held_against_the_best_of_its_rivals():
     ]
 
 
+@pytest.mark.parametrize(("mean", "is_met"), [(34.5, True), (33.9, False)])
+def test_a_ratio_is_met_with_the_pauses_and_without(mean, is_met):
+    given = report()
+    for row in given["rows"]:
+        row["tokens_per_second_mean"] = mean if row["engine"] == "winnow-sparse" else row["tokens_per_second"]
+    found = assembled({"opt-1.3b-bf16": given})
+    own = found["required"][2]
+    assert (own["mean_ratio"], own["is_met"]) == (pytest.approx(mean / 17), is_met)
+    assert found["bandwidth"][1]["mean_share"] == pytest.approx(mean / 25)
+
+
 def test_beside_each_ratio_stands_what_memory_would_allow():
     required = assembled({"opt-1.3b-bf16": report()})["required"]
     # 2.6 GB at 60 GB/s: 23.08 tokens per second
