@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.kernels.cases import assert_close, normal
 from tests.kernels.conftest import opened
 from winnow.base.errors import UsageError
-from winnow.kernels import Cpu, KvBlock, LazyKv, linear, matrix
+from winnow.kernels import Cpu, KvBlock, LazyKv, isa_levels, linear, matrix
 from winnow.kernels.missing_kv import due_heads, due_heads_reference, missing_kv, missing_kv_reference
 
 EPS = 1e-5
@@ -138,6 +138,7 @@ def test_threads_do_not_change_a_bit(isa: str, held: torch.dtype, rng: torch.Gen
 
 
 @pytest.mark.compiled
+@pytest.mark.parametrize("isa", [each for each in isa_levels() if each != "generic"])
 def test_inputs_kept_by_one_instruction_set_serve_another(isa: str, held: torch.dtype):
     found = []
     for others in (opened(isa, 1), opened("generic", 1)):

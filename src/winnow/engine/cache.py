@@ -29,8 +29,9 @@ class KvPolicy:
     """When keys and values are computed: a head left out may lack those of `window` positions.
 
     With a window of 1, that of the step itself, no head is ever left out: that is dense. Lazy keeps
-    ``L * window * D`` float32 inputs, and a step computes at most K / window heads, rounded up, beside those
-    that it selects. Raises UsageError for a window outside 1..64.
+    ``L * window * D`` float32 inputs, and as much again in the form that products read; a step computes at
+    most K / window heads, rounded up, beside those that it selects. Raises UsageError for a window outside
+    1..64.
     """
 
     window: int = 1

@@ -102,8 +102,8 @@ class LazyKv:
     `matrix` [2 K E, D] gives the keys of all heads, then the values; `bias` belongs to its rows, `norm` is
     the weight [E] and the eps of an RMS norm of the keys. `inputs` holds the last `window` inputs, that of
     position p in row p % window, and `angles` the cosines and sines of these positions where keys are
-    rotated. Of head k the positions 0..filled[k]-1 are whole. Nothing is copied; raises UsageError for other
-    shapes.
+    rotated. Of head k the positions 0..filled[k]-1 are whole. No weight is copied; the compiled kernels keep
+    each input a second time, as they multiply with it. Raises UsageError for other shapes.
     """
 
     __slots__ = ("angles", "bias", "filled", "handle", "inputs", "kv", "matrix", "norm", "window")

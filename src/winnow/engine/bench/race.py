@@ -3,8 +3,8 @@
 Engines take turns round by round in one process, with the same threads, weights, prompt and length. The read
 bandwidth is probed between turns. A machine with other tenants flips between states that differ twofold, and
 a median over all turns would mix two machines: only the turns of one state count, that in which every engine
-has had turns enough first, by the probes on both sides of a turn. Within a turn the median step counts: now
-and then a tenant holds a step up for as long as several take, and how many fall into a turn is chance.
+has had turns enough first, by the probes on both sides of a turn. Within a turn the median step counts, and
+the mean is reported beside it: now and then a step is held up for as long as several take.
 """
 
 import statistics

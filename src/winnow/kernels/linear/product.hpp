@@ -84,7 +84,8 @@ inline void product(const Matrix& matrix, std::int64_t begin, std::int64_t end, 
   const std::int64_t n = matrix.columns, bytes = row_bytes_of(matrix.dtype, n);
   if (matrix.row_stride == n && bytes <= kShortBytes) return product_of_short<W>(matrix, begin, end, vectors);
   const int count = vectors.count, passes = (count + kVectorsTogether - 1) / kVectorsTogether;
-  const int parts = passes >= 4 ? 4 : passes >= 2 ? 2 : 1;  // of a row, each fetched by a pass of its own
+  // Each of as many passes fetches its part of a row.
+  const int parts = passes >= kLinesAtOnce ? kLinesAtOnce : passes >= 2 ? 2 : 1;
   const std::int64_t part = (n / parts + kLine<W> - 1) / kLine<W> * kLine<W>;
   const std::int64_t far = passes > 1 ? kRows : (kFarBytes + bytes - 1) / bytes, last = matrix.rows - 1;
   const auto far_of = [&](std::int64_t i) {  // the row that is read `far` rows after row i; itself where there is none
@@ -101,7 +102,7 @@ inline void product(const Matrix& matrix, std::int64_t begin, std::int64_t end, 
     for (int r = 0; r < some; ++r) rows[r] = row_of<W>(matrix, first + r), later[r] = far_of(first + r);
     Floats sums[kMostBatch][kRows];
     for (int pass = 0; pass < passes; ++pass) {
-      const int b = pass * kVectorsTogether, fetched = pass < parts ? 4 / parts : 0;
+      const int b = pass * kVectorsTogether, fetched = pass < parts ? kLinesAtOnce / parts : 0;
       for (int r = 0, taken; r < some; r += taken) {
         taken = r + together <= some ? together : 1;
         const bool are_two = b + 1 < count;

@@ -212,14 +212,15 @@ inline void dot(const Row<W> rows[kRows], const X* x, std::int64_t n, float out[
 // few of them fill the first-level cache.
 constexpr int kRowsTogether = kLanes == 16 ? 2 : 1;
 constexpr int kVectorsTogether = 2;
+constexpr int kLinesAtOnce = 4;  // lines of a row that are gone through at once
 
 // Sums of one row and one vector: as many as the registers hold, but four of floats, whose order is part of the result.
 template <class W, int kProducts>
 constexpr int kSums = kLanes == 16 && kProducts == 4 && std::is_same_v<W, int8> ? 2 : 4;
 
 // Vectors whose sums, times unit(x[v]), are rows[r] . x[v]: each fourth line of a row goes to the same sum, so that the
-// products of one row need not wait for each other. Meanwhile `fetched` lines for every four of a row are prefetched, of
-// rows that are read later, from `later` on.
+// products of one row need not wait for each other. Meanwhile `fetched` lines are prefetched for every kLinesAtOnce of a
+// row, of rows that are read later, from `later` on.
 //
 // A loop over sums that is not unrolled would keep them in memory, in all other loops too.
 template <int kCount, int kVectors, class W, class X>
@@ -239,12 +240,12 @@ inline void row_sums(const Row<W> rows[kCount], const Row<W> later[kCount], int 
       }
     }
     std::int64_t i = 0;
-    for (; i + 4 * kLine<W> <= n; i += 4 * kLine<W>) {
+    for (; i + kLinesAtOnce * kLine<W> <= n; i += kLinesAtOnce * kLine<W>) {
 #pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) {
+      for (int k = 0; k < kLinesAtOnce; ++k) {
 #pragma GCC unroll 2
         for (int r = 0; r < kCount; ++r) {
-          if (k < fetched) prefetch(later[r] + (i / 4 * fetched + k * kLine<W>));
+          if (k < fetched) prefetch(later[r] + (i / kLinesAtOnce * fetched + k * kLine<W>));
         }
         const std::int64_t line = i + k * kLine<W>;
 #pragma GCC unroll 8

@@ -106,8 +106,8 @@ inline void add_super(const Int4Row rows[kCount], const Int4Row later[kCount], i
   __m512 scales[kVectors][kCount];
 #pragma GCC unroll 2
   for (int r = 0; r < kCount; ++r) {
-    next[r] = (later[r] + i / 4 * fetched).group_bytes();
-    if (fetched) prefetch((later[r] + i / 4 * fetched).group_scale());
+    next[r] = (later[r] + i / kLinesAtOnce * fetched).group_bytes();
+    if (fetched) prefetch((later[r] + i / kLinesAtOnce * fetched).group_scale());
     at[r] = (rows[r] + i).group_bytes();
     const __m512 of_row = scales16((rows[r] + i).group_scale(), kWhole ? 16 : groups);
 #pragma GCC unroll 2
