@@ -67,7 +67,8 @@ class Asked:
 
 RACES = {
     "opt-1.3b-bf16": Race("opt-1.3b", "bf16", "hf,llama.cpp,ctranslate2"),
-    "opt-1.3b-bf16-lazy": Race("opt-1.3b", "bf16", "hf", options=(*LAZY, "--head-dtype", "int8")),
+    "opt-1.3b-bf16-lazy": Race("opt-1.3b", "bf16", "hf,llama.cpp,ctranslate2", options=LAZY),
+    "opt-1.3b-bf16-lazy-int8-head": Race("opt-1.3b", "bf16", "hf", options=(*LAZY, "--head-dtype", "int8")),
     "opt-1.3b-int8": Race("opt-1.3b", "int8", "llama.cpp,ctranslate2"),
     "opt-1.3b-int8-lazy": Race("opt-1.3b", "int8", "llama.cpp,ctranslate2", options=LAZY),
     "opt-1.3b-int4": Race("opt-1.3b", "int4", "llama.cpp"),
@@ -83,11 +84,12 @@ ASKED = (
     Asked("llama-1b-bf16", DENSE, ("llama.cpp",), 1.1),
     Asked("llama-1b-int4", DENSE, ("llama.cpp",), 1.0),
     Asked("opt-1.3b-bf16", SPARSE, ("hf",), 8.5),
-    Asked("opt-1.3b-bf16-lazy", SPARSE, ("hf",), 11.0),
+    Asked("opt-1.3b-bf16-lazy-int8-head", SPARSE, ("hf",), 11.0),
     Asked("opt-1.3b-bf16", SPARSE, (DENSE,), 2.0),
     Asked("opt-1.3b-int8", SPARSE, (DENSE,), 2.0),
     Asked("opt-1.3b-int4", SPARSE, (DENSE,), 2.0),
     Asked("opt-1.3b-bf16", SPARSE, ("hf", "llama.cpp", "ctranslate2"), 2.5),
+    Asked("opt-1.3b-bf16-lazy", SPARSE, ("hf", "llama.cpp", "ctranslate2"), 2.5),
     Asked("opt-1.3b-int8", SPARSE, ("llama.cpp", "ctranslate2"), 4.0),
     Asked("opt-1.3b-int8-lazy", SPARSE, ("llama.cpp", "ctranslate2"), 4.0),
     Asked("opt-1.3b-int4", SPARSE, ("llama.cpp",), 3.0),
