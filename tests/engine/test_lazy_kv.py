@@ -24,6 +24,7 @@ from winnow.engine import (
 )
 from winnow.engine.cache import KV_POLICIES, KvPolicy
 from winnow.engine.context import Session
+from winnow.engine.counts import NOTED_STEPS
 from winnow.engine.decode import Decoder
 from winnow.engine.generate import Engine
 from winnow.engine.model import prefill
@@ -278,6 +279,24 @@ def test_bytes_are_those_of_the_heads_due_and_of_the_inputs_they_need(rng):
     saved = (n_heads - 1) * of_a_head * 4 * n_heads - inputs
     assert [a - b for a, b in zip(dense.n_bytes, lazy.n_bytes, strict=True)] == [saved] * 3
     assert (dense.heads == lazy.heads).all()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_counts_are_the_same_however_often_they_are_asked_for(rng, batch):
+    weights = tiny_weights("llama", torch.float32)
+    decoder = Decoder(weights, (None,) * 3, open_cpu(2), head_predictors(weights, rng), KV_POLICIES["lazy"])
+    caches = [KvCache(weights.config, CAPACITY, weights.cache_dtype) for _ in range(2 * batch)]
+    often, once = decoder.start(*caches[:batch]), decoder.start(*caches[batch:])
+    read = [often.counts.bytes_per_token]
+    for token in some_ids(rng, NOTED_STEPS + 5):
+        often.step(*[token] * batch)
+        once.step(*[token] * batch)
+        read.append(often.counts.bytes_per_token)
+    assert len(set(read)) > NOTED_STEPS / 2  # it grew from step to step
+    for counted in ("steps", "head_bytes"):
+        assert getattr(often.counts, counted) == getattr(once.counts, counted) > 0
+    for counted in ("active", "heads", "n_bytes"):
+        assert getattr(often.counts, counted).tolist() == getattr(once.counts, counted).tolist()
 
 
 @pytest.mark.compiled

@@ -13,7 +13,7 @@ from typing import Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from winnow.base.errors import UsageError
 from winnow.engine.config import ModelConfig
@@ -149,10 +149,14 @@ class Backlog:
         self._angles = None
         if config.rope is not None:
             self._angles = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        self.late = [index for index, each in enumerate(is_left_out) if policy.is_lazy and each]
+        self.read = np.zeros((len(self.late), 2), np.int64)  # in the last step: heads computed, inputs read
+        blocks = cache.blocks
         self._layers = {
-            index: _Late(layer, n_q, n_q + 2 * n_kv, block, self._angles, policy.window)
-            for index, (layer, block) in enumerate(zip(weights.layers, cache.blocks, strict=True))
-            if policy.is_lazy and is_left_out[index]
+            index: _Late(
+                weights.layers[index], (n_q, n_q + 2 * n_kv), blocks[index], self._angles, policy.window, read
+            )
+            for index, read in zip(self.late, self.read, strict=True)
         }
         self._every = np.arange(config.n_kv_heads, dtype=np.int32), np.full(1, config.n_kv_heads)
         self._end = 0
@@ -195,12 +199,6 @@ class Backlog:
             lazy = layer.lazy
             self._cpu.missing_kv(lazy.inputs[last % lazy.window], lazy, np.array([last]), self._every)
 
-    def n_bytes(self, index: int, dense_bytes: int) -> int:
-        """Return what the last step of a late layer read for keys and values, of `dense_bytes`."""
-        layer = self._layers[index]
-        n_heads, n_inputs = layer.lazy.kv.n_kv_heads, int(layer.most[0])
-        return dense_bytes * int(layer.due[1][0]) // n_heads + n_inputs * layer.lazy.inputs[0].nbytes
-
 
 class _Late:
     """One layer whose heads may lack keys and values, and the heads that are due in a step."""
@@ -208,14 +206,15 @@ class _Late:
     def __init__(
         self,
         layer: Layer,
-        first: int,
-        end: int,
+        rows: tuple[int, int],
         block: KvBlock,
         angles: tuple[Float32[np.ndarray, "window half"], Float32[np.ndarray, "window half"]] | None,
         window: int,
+        read: Int64[np.ndarray, "2"],
     ) -> None:
+        first, end = rows
         bias = None if layer.qkv.bias is None else layer.qkv.bias.numpy()[first:end]
         norm = None if layer.k_norm is None else (layer.k_norm.weight.numpy(), layer.k_norm.eps)
         self.lazy = LazyKv(block, layer.qkv.matrix.part(first, end), bias, norm, angles, window)
-        self.due: Listed = (np.zeros(block.n_kv_heads, np.int32), np.zeros(1, np.int64))
-        self.most: Cells = np.zeros(1, np.int64)
+        self.due: Listed = (np.zeros(block.n_kv_heads, np.int32), read[:1])
+        self.most: Cells = read[1:]

@@ -31,7 +31,7 @@ from winnow.engine.sparsity.plan import Plan
 from winnow.engine.sparsity.predictor import HeadPredictor, Lookahead, Predictor
 from winnow.engine.sparsity.sparse_mlp import Filler, WinnowedMlp
 from winnow.engine.weights import HeadLinear, RmsNorm, Weights
-from winnow.kernels import MOST_BATCH, Calls, Cpu, Listed, Lists
+from winnow.kernels import MOST_BATCH, Calls, Cpu, Listed, Lists, Matrix
 
 Rows = Float32[np.ndarray, "B _"]  # D, or the width that the operand beside it gives
 Half = Float32[np.ndarray, " half"]  # E/2
@@ -79,15 +79,16 @@ class Act:
         self.schedule = Schedule.of(predictors)
         self.buffers = _Buffers(weights.config, batch)
         self.n_active = np.full((weights.config.n_layers, batch), weights.config.n_neurons)
+        self._places = None if weights.positions is None else Matrix(weights.positions)
         layers = zip(weights.layers, predictors, self.n_active, strict=True)
         self.mlps = [WinnowedMlp(layer, predictor, calls, count) for layer, predictor, count in layers]
 
     def embed(self, cpu: Cpu, row: int, token: int, position: int) -> None:
         """Write the input of a sequence, at once: its token's embedding, its learned position's."""
-        weights, buffers = self.weights, self.buffers
-        cpu.unpack(weights.embed, token, buffers.embedded[row : row + 1])
-        if weights.positions is not None:
-            buffers.placed[row] = weights.positions[position].float().numpy()
+        buffers = self.buffers
+        cpu.unpack(self.weights.embed, token, buffers.embedded[row : row + 1])
+        if self._places is not None:
+            cpu.unpack(self._places, position, buffers.placed[row : row + 1])
 
     def run(self, attention: Callable[[int, Rows], Rows]) -> None:
         """Go from the tokens' embeddings to the logits; `attention` is given a layer and what it reads."""
@@ -95,7 +96,7 @@ class Act:
         x, normed = buffers.x, buffers.normed
         if weights.project_in is not None:
             weights.project_in.apply(calls, buffers.embedded, x)
-        if weights.positions is not None:
+        if self._places is not None:
             self._add(buffers.placed)
         for index, layer in enumerate(weights.layers):
             calls.clock(buffers.times[index])
@@ -218,7 +219,7 @@ class Decoding:
     @property
     def counts(self) -> DecodeCounts:
         """What the steps so far have selected, read and waited for."""
-        return self._meter.counts
+        return self._meter.counts()
 
     def step(self, *tokens: int) -> Float32[np.ndarray, "B V"]:
         """Return the logits after one token of each sequence; every cache grows by one.
@@ -236,9 +237,9 @@ class Decoding:
         for cache, backlog, position in zip(self.caches, self._backlogs, positions, strict=True):
             backlog.end(position)
             cache.length += 1
-        filler, times = self.decoder.filler, buffers.times[:, 0]
+        filler = self.decoder.filler
         n_active = self._act.n_active if filler is None else filler.fill(self._act.mlps, buffers.x)
-        self._meter.add(positions, self._heads, self._n_heads, n_active, times)
+        self._meter.add(buffers.positions, self._heads, self._n_heads, n_active, buffers.times)
         return buffers.logits.copy()
 
     def _attention(self, index: int, x: Rows) -> Rows:
