@@ -76,6 +76,7 @@ RACES = {
     "llama-1b-bf16": Race("llama-1b", "bf16", "llama.cpp", density=0.25, head_density=1.0),
     "llama-1b-int4": Race("llama-1b", "int4", "llama.cpp", density=0.25, head_density=1.0),
     "opt-6.7b-int8": Race("opt-6.7b", "int8", "llama.cpp:q4_0"),
+    "opt-6.7b-int8-lazy": Race("opt-6.7b", "int8", "llama.cpp:q4_0", options=LAZY),
     "opt-6.7b-int4": Race("opt-6.7b", "int4", "llama.cpp"),
     "opt-6.7b-int4-lazy": Race("opt-6.7b", "int4", "llama.cpp", options=LAZY),
 }
@@ -95,6 +96,7 @@ ASKED = (
     Asked("opt-1.3b-int4", SPARSE, ("llama.cpp",), 3.0),
     Asked("opt-1.3b-int4-lazy", SPARSE, ("llama.cpp",), 3.0),
     Asked("opt-6.7b-int8", SPARSE, ("llama.cpp",), 2.5),
+    Asked("opt-6.7b-int8-lazy", SPARSE, ("llama.cpp",), 2.5),
     Asked("opt-6.7b-int4", SPARSE, ("llama.cpp",), 4.0),
     Asked("opt-6.7b-int4-lazy", SPARSE, ("llama.cpp",), 4.0),
 )

@@ -149,8 +149,8 @@ class Backlog:
         self._angles = None
         if config.rope is not None:
             self._angles = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        self.late = [index for index, each in enumerate(is_left_out) if policy.is_lazy and each]
-        self.read = np.zeros((len(self.late), 2), np.int64)  # in the last step: heads computed, inputs read
+        self.late = [index for index, each in enumerate(is_left_out) if policy.is_lazy and each]  # layers
+        self.read = np.zeros((len(self.late), 2), np.int64)  # by late layer: heads computed, inputs read
         blocks = cache.blocks
         self._layers = {
             index: _Late(

@@ -159,9 +159,7 @@ class _Notes:
         self.times = np.zeros((NOTED_STEPS, n_layers + 1))
         self.read = np.zeros((NOTED_STEPS, n_layers), np.int64)  # neurons, where several sequences list them
         self.computed = np.zeros((NOTED_STEPS, n_layers), np.int64)  # heads, likewise
-        self.late = np.zeros(
-            (NOTED_STEPS, batch, n_late, 2), np.int64
-        )  # heads and inputs read for late layers
+        self.late = np.zeros((NOTED_STEPS, batch, n_late, 2), np.int64)  # heads and inputs, as Backlog.read
 
 
 def _n_listed(lists: Lists) -> int:
