@@ -46,11 +46,15 @@ def test_json_has_the_published_keys(winnow, planned):
     assert all(row["prompt_tokens"] == 11 and row["shape"] == "planned" for row in report["rows"])
 
 
+def table_of(ran) -> list[list[str]]:
+    lines = [line for line in ran.out.splitlines() if line[:1] in {"┃", "│"}]
+    return [line[1:-1].replace("┃", "│").replace(" ", "").split("│") for line in lines]
+
+
 def test_hf_runs_beside_on_the_same_checkpoint(winnow, model):
     ran = winnow("bench", model, *SHORT, "--against", "hf")
     assert ran.code == 0
-    rows = [line.split()[1] for line in ran.out.splitlines() if line.startswith("│ ")]
-    assert rows == ["winnow-dense", "hf"]
+    assert table_of(ran)[0] == ["engine", "winnow-dense", "hf"]
     assert "planned" not in ran.out
     assert "tiny, 11 tokens read" in ran.out
 
@@ -64,6 +68,14 @@ def test_shape_is_random_and_its_density_is_the_one_asked_for(winnow, tiny_shape
     assert report["rows"][1]["mlp_density"] == pytest.approx(0.2, abs=0.05)
     assert (ran.code, bool(report["failures"])) in ((0, False), (1, True))
     assert ran.err.count("this run is void: ") == len(report["failures"])
+
+
+def test_a_terminal_of_80_columns_has_room_for_three_engines(winnow, planned):
+    ran = winnow("bench", planned, *SHORT, "--against", "hf")
+    table = table_of(ran)
+    assert table[0] == ["engine", "winnow-dense", "winnow-sparse", "hf"]
+    assert [row[0] for row in table[1:6]] == ["dtype", "tokens/s", "min", "max", "mean"]
+    assert max(len(line) for line in ran.out.splitlines() if line[:1] in {"┏", "│"}) <= 80
 
 
 def test_markdown_and_a_picture_hold_every_engine(winnow, planned, tmp_path):

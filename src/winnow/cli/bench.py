@@ -3,7 +3,7 @@
 import argparse
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         show_json(report.to_json())
     else:
-        _show(report, show_markdown if arguments.markdown else show_table)
+        _show(report, is_markdown=arguments.markdown)
     for failure in report.failures:
         say(f"this run is void: {failure}.")
     return 1 if report.failures else 0
@@ -246,8 +246,13 @@ def _machine(report: BenchReport) -> str:
     )
 
 
-def _show(report: BenchReport, show: Callable[[str, Sequence[str], Sequence[Sequence[str]]], None]) -> None:
-    show(f"{report.rows[0].shape}, {_machine(report)}", COLUMNS, _rows(report))
+def _show(report: BenchReport, *, is_markdown: bool) -> None:
+    title, rows = f"{report.rows[0].shape}, {_machine(report)}", _rows(report)
+    if is_markdown:
+        show_markdown(title, COLUMNS, rows)
+    else:  # an engine is a column: a terminal has room for few of them, and not for all figures of one
+        heading, *lines = zip(COLUMNS, *rows, strict=True)
+        show_table(title, heading, lines)
     for note in report.notes:
         print(f"Note: {note}.")
     if report.was_disturbed:
