@@ -7,9 +7,9 @@ from torch import Tensor
 from winnow.base.rng import generator
 from winnow.engine.checkpoint import DictSource
 from winnow.engine.families import load_weights, parse_config, tensor_shapes
-from winnow.engine.synthetic import llama_config
+from winnow.engine.synthetic import llama_config, opt_config
 from winnow.engine.weights import LayerNorm, Linear, RmsNorm
-from winnow.kernels import Cpu, Matrix, int4, matrix, open_cpu
+from winnow.kernels import CodedMatrix, Cpu, Matrix, int4, matrix, open_cpu
 
 
 @pytest.fixture
@@ -66,3 +66,40 @@ def test_a_head_held_otherwise_is_rounded_once_and_nothing_else_changes(
     assert is_tied or torch.equal(other.embed.weight, weights.embed.weight)
     assert torch.equal(other.layers[0].qkv.matrix.weight, weights.layers[0].qkv.matrix.weight)
     assert (other.dtype, other.cache_dtype) == (weights.dtype, weights.cache_dtype)
+
+
+def opt_of(width: int) -> DictSource:
+    config = parse_config(opt_config(2, width, 4, vocab_size=101))
+    return DictSource(config, {name: randn(*shape) for name, shape in tensor_shapes(config).items()})
+
+
+@pytest.mark.compiled
+def test_bfloat16_is_coded_where_rows_are_wide_enough_and_nothing_is_lost() -> None:
+    source = opt_of(256)
+    weights, layer = load_weights(source, torch.bfloat16), "model.decoder.layers.1."
+    matrices = [weights.embed, weights.head.matrix, weights.layers[1].qkv.matrix]
+    assert all(isinstance(each, CodedMatrix) for each in matrices)
+    assert weights.layers[1].mlp.is_coded
+    assert weights.dtype == torch.bfloat16
+    assert torch.equal(weights.layers[1].mlp.w_in, source.tensor(f"{layer}fc1.weight").bfloat16())
+    assert torch.equal(weights.layers[1].mlp.w_out.T, source.tensor(f"{layer}fc2.weight").bfloat16())
+    assert torch.equal(weights.embed.weight, source.tensor("model.decoder.embed_tokens.weight").bfloat16())
+    q = source.tensor(f"{layer}self_attn.q_proj.weight").bfloat16()
+    assert torch.equal(weights.layers[1].qkv.matrix.weight[:256], q)
+    narrow = load_weights(opt_of(64), torch.bfloat16)
+    assert isinstance(narrow.embed, Matrix)
+    assert not narrow.layers[0].mlp.is_coded
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize(
+    "name", ["embed_tokens.weight", "layers.1.fc2.weight", "layers.0.self_attn.k_proj.weight"]
+)
+def test_one_row_that_cannot_be_coded_leaves_all_of_the_model_plain(name: str) -> None:
+    source = opt_of(256)
+    odd = source.tensor(f"model.decoder.{name}")
+    (odd.T if "fc2" in name else odd)[5] = 2.0 ** torch.arange(-120, 136)
+    weights = load_weights(source, torch.bfloat16)
+    assert isinstance(weights.layers[0].qkv.matrix, Matrix)
+    assert not any(layer.mlp.is_coded for layer in weights.layers)
+    assert torch.equal(weights.embed.weight, source.tensor("model.decoder.embed_tokens.weight").bfloat16())

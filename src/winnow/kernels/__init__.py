@@ -8,8 +8,7 @@ records.py lazy_kv.py   the weights of an MLP, neuron by neuron; keys and values
 checks.py cpu.py    what the public functions refuse; Cpu, Tape: the hot calls
 unpack/ bit_products/   back, for products with many vectors; which pairs of +-1 vectors agree
 linear/ gathered_linear/   matrix times vector; some heads' blocks of a matrix
-add/ norm/ rotary/  onto the residual stream; layer norm, RMS norm; rotary positions
-decode_attention/   one query per head against the cache
+add/ norm/ rotary/ decode_attention/   onto the residual stream; norms; positions; heads against the cache
 missing_kv/         keys and values of a head, computed when it is needed
 active_set/ gate_set/ gathered_mlp/   which neurons fire, which matter; the MLP over them
 portable.py compiled.py   everything by its definition; everything compiled
@@ -24,7 +23,7 @@ from winnow.kernels.gate_set import gate_set
 from winnow.kernels.gathered_mlp import dense_mlp, gathered_mlp
 from winnow.kernels.lazy_kv import KvBlock, LazyKv
 from winnow.kernels.linear import linear
-from winnow.kernels.matrices import AnyMatrix, Int4Matrix, Matrix, QuantisedMatrix, matrix
+from winnow.kernels.matrices import AnyMatrix, CodedMatrix, Int4Matrix, Matrix, QuantisedMatrix, matrix
 from winnow.kernels.operands import Activation, int4, relu, silu
 from winnow.kernels.records import NeuronRecords
 
@@ -34,6 +33,7 @@ __all__ = [
     "AnyMatrix",
     "Calls",
     "Cells",
+    "CodedMatrix",
     "Cpu",
     "Int4Matrix",
     "KvBlock",

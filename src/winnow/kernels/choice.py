@@ -19,6 +19,11 @@ def isa_levels() -> tuple[str, ...]:
     return () if native.module is None else tuple(native.module.isa_levels())
 
 
+def codes_pay() -> bool:
+    """Return whether this machine reads coded bfloat16 faster than plain: where it has vectors of bytes."""
+    return isa_levels()[-1:] not in ((), ("generic",))
+
+
 def open_cpu(threads: int, isa: str = "best") -> Cpu:
     """Return the kernels on `threads` threads, the caller's among them.
 

@@ -1,6 +1,7 @@
 """Matrices: weights [M, D] as floats, as bytes, as halves of bytes.   (floor 1 · kernels)
 
     Matrix            float32 or bfloat16
+    CodedMatrix       bfloat16 in twelve bits, nothing lost
     QuantisedMatrix   int8, one scale per row
     Int4Matrix        four bits, one scale per group of 32 along a row
 
@@ -17,8 +18,18 @@ from torch import Tensor
 
 from winnow.base.errors import UsageError
 from winnow.kernels import native
-from winnow.kernels.operands import DTYPE_CODES, aligned_bytes, check_dtype, check_memory, int4
-from winnow.kernels.pack import GROUP, check_int4, from_int4, pack
+from winnow.kernels.operands import CODED, DTYPE_CODES, aligned_bytes, check_dtype, check_memory, int4
+from winnow.kernels.pack import (
+    GROUP,
+    can_code,
+    check_int4,
+    coded_row_bytes,
+    from_coded,
+    from_int4,
+    is_sound,
+    pack,
+    pack_coded,
+)
 
 MOST_BYTES = 1 << 16  # weights in a row of int8: their products are summed in 32 bits
 
@@ -82,6 +93,84 @@ class Matrix:
     def put(self, weight: Float[Tensor, "N D"], first: int = 0) -> None:
         """Write the rows from `first` on, rounded to the matrix's type."""
         pack(weight, self.weight[first : first + len(weight)])
+
+
+@final
+class CodedMatrix:
+    """A matrix [M, D] of bfloat16 in twelve bits a weight: the same numbers in three quarters of the bytes.
+
+    The high bytes of a row's weights are held as codes of four bits; `pack.coded` has the layout. D is a
+    multiple of 128 in 256..16384. Raises UsageError for another width, rank, dtype or layout.
+    """
+
+    __slots__ = ("handle", "storage", "width")
+    dtype = torch.bfloat16
+
+    def __init__(self, storage: UInt8[Tensor, "M row_bytes"], width: int) -> None:
+        """Wrap coded rows of `width` weights, never copied; rows may be strided."""
+        expected = coded_row_bytes(width)
+        if not can_code(width) or storage.dtype != torch.uint8 or storage.shape[1:] != (expected,):
+            raise UsageError(
+                f"storage is {storage.dtype} {tuple(storage.shape)} for rows of {width} weights, expected "
+                f"uint8 [M, {expected}] and a multiple of 128 weights in 256..16384."
+            )
+        check_memory("storage", storage)
+        _check_columns("storage", storage)
+        self.storage = storage
+        self.width = width
+        self.handle = None
+        if native.module is not None:
+            self.handle = native.module.Matrix(
+                storage.data_ptr(), len(storage), width, storage.stride(0), CODED, 0, 0
+            )
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "M D"]) -> "CodedMatrix | None":
+        """Return `weight`, rounded to bfloat16, or None where its exponents take too many values."""
+        held = cls.empty(*weight.shape)
+        return held if held.put(weight) else None
+
+    @classmethod
+    def empty(cls, n_rows: int, width: int) -> "CodedMatrix":
+        """Return an uninitialised [n_rows, width] matrix on huge pages, to be filled by `put`."""
+        row_bytes = coded_row_bytes(width)
+        return cls(aligned_bytes(n_rows * row_bytes).view(n_rows, row_bytes), width)
+
+    def put(self, weight: Float[Tensor, "N D"], first: int = 0) -> bool:
+        """Write the rows from `first` on; False, some unwritten, where exponents take too many values."""
+        return pack_coded(weight, self.storage[first : first + len(weight)])
+
+    def is_sound(self) -> bool:
+        """Return whether what stands in front of the rows stays within them; other bytes mean some weight."""
+        return is_sound(self.storage, self.width)
+
+    @property
+    def weight(self) -> BFloat16[Tensor, "M D"]:
+        """The matrix that is meant, made anew at each call."""
+        if native.module is None or not len(self.storage):
+            return from_coded(self.storage, self.width)
+        weight = torch.empty(self.shape, dtype=torch.bfloat16)
+        cpu = native.module.Cpu(torch.get_num_threads(), native.module.isa_levels()[-1])
+        cpu.unpack(self.handle, 0, weight.view(torch.uint16).numpy())
+        return weight
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """M and D."""
+        return len(self.storage), self.width
+
+    def rows(self, ids: Int64[Tensor, " N"]) -> Float32[Tensor, "N D"]:
+        """Return the rows numbered `ids`."""
+        return from_coded(self.storage[ids], self.width).float()
+
+    def part(self, start: int, stop: int) -> "CodedMatrix":
+        """Return the rows start..stop-1, the same memory."""
+        return CodedMatrix(self.storage[start:stop], self.width)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that one product reads."""
+        return self.storage.numel()
 
 
 @final
@@ -251,7 +340,7 @@ class Int4Matrix:
         return self.groups.numel() + 2 * self.scales.numel()
 
 
-AnyMatrix = Matrix | QuantisedMatrix | Int4Matrix
+AnyMatrix = Matrix | CodedMatrix | QuantisedMatrix | Int4Matrix
 
 
 def empty_matrix(n_rows: int, width: int, dtype: torch.dtype) -> AnyMatrix:

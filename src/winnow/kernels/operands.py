@@ -22,6 +22,7 @@ HUGE_PAGE_BYTES = 2 << 20
 int4: torch.dtype = torch.int4  # pyright: ignore (torch has it, its stubs do not)
 # How the native side knows a type of weight. int8 and int4 come with scales.
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, int4: 3}
+CODED = 4  # bfloat16 again, in twelve bits
 FLOATS = (torch.float32, torch.bfloat16)
 
 

@@ -8,15 +8,16 @@ from torch import Tensor
 
 from winnow.base.errors import UsageError
 from winnow.kernels import native
-from winnow.kernels.matrices import MOST_BYTES, AnyMatrix, Int4Matrix, Matrix, QuantisedMatrix
+from winnow.kernels.matrices import MOST_BYTES, AnyMatrix, CodedMatrix, Int4Matrix, Matrix, QuantisedMatrix
 from winnow.kernels.operands import (
+    CODED,
     DTYPE_CODES,
     RECORD_ALIGNMENT_BYTES,
     aligned_bytes,
     check_memory,
     int4,
 )
-from winnow.kernels.pack import GROUP, check_int4
+from winnow.kernels.pack import GROUP, can_code, check_int4, coded_row_bytes
 
 _PARTS = ("w_in", "w_up", "w_out")  # in the order of a record
 
@@ -29,10 +30,11 @@ class NeuronRecords:
         gated     [ w_gate (D) | w_up (D) | w_out (D) | bias_gate, bias_up ]
         int8      the same, then the float32 scale of each part
         int4      the groups of each part (Int4Matrix), then their bfloat16 scales, then the biases
+        coded     the coded row of each part (CodedMatrix), then the biases; of dtype bfloat16
 
     Biases are float32. `w_in` is the gate matrix of a gated MLP. The weights' properties are views of float
-    records (writing to them writes the record) and copies in float32 of the others; those of the biases are
-    views. Biases start at zero, weights uninitialised.
+    records (writing to them writes the record) and copies of the others, in bfloat16 of coded ones, else in
+    float32; those of the biases are views. Biases start at zero, weights uninitialised.
     """
 
     __slots__ = (
@@ -40,6 +42,7 @@ class NeuronRecords:
         "_tail_offset_bytes",
         "dtype",
         "handle",
+        "is_coded",
         "is_gated",
         "n_neurons",
         "record_bytes",
@@ -48,7 +51,12 @@ class NeuronRecords:
     )
 
     def __init__(
-        self, storage: UInt8[Tensor, "F bytes"], width: int, dtype: torch.dtype, is_gated: bool
+        self,
+        storage: UInt8[Tensor, "F bytes"],
+        width: int,
+        dtype: torch.dtype,
+        is_gated: bool,
+        is_coded: bool = False,
     ) -> None:
         """Wrap memory laid out as above; use `pack` or `empty` to make it."""
         self.storage = storage
@@ -56,8 +64,9 @@ class NeuronRecords:
         self.width = width
         self.dtype = dtype
         self.is_gated = is_gated
+        self.is_coded = is_coded
         self._scales_offset_bytes, self._tail_offset_bytes, self.record_bytes = _layout(
-            width, dtype, is_gated
+            width, dtype, is_gated, is_coded
         )
         check_memory("storage", storage)
         if storage.shape[1] != self.record_bytes or not storage.is_contiguous():
@@ -69,14 +78,22 @@ class NeuronRecords:
             raise UsageError("storage does not start on a 64-byte line: make it with NeuronRecords.empty.")
         self.handle = None
         if native.module is not None:
+            code = CODED if is_coded else DTYPE_CODES[dtype]
             self.handle = native.module.NeuronRecords(
-                storage.data_ptr(), self.n_neurons, width, self.record_bytes, DTYPE_CODES[dtype], is_gated
+                storage.data_ptr(), self.n_neurons, width, self.record_bytes, code, is_gated
             )
 
     @classmethod
-    def empty(cls, n_neurons: int, width: int, dtype: torch.dtype, is_gated: bool = False) -> "NeuronRecords":
+    def empty(
+        cls,
+        n_neurons: int,
+        width: int,
+        dtype: torch.dtype,
+        is_gated: bool = False,
+        is_coded: bool = False,
+    ) -> "NeuronRecords":
         """Return records with zero biases and uninitialised weights, on huge pages."""
-        records = cls.unwritten(n_neurons, width, dtype, is_gated)
+        records = cls.unwritten(n_neurons, width, dtype, is_gated, is_coded)
         # With the three bytes before it, some of which may lie between weights and tail: equal weights are
         # equal records.
         records.storage[:, max(0, records._tail_offset_bytes - 3) :] = 0
@@ -84,7 +101,12 @@ class NeuronRecords:
 
     @classmethod
     def unwritten(
-        cls, n_neurons: int, width: int, dtype: torch.dtype, is_gated: bool = False
+        cls,
+        n_neurons: int,
+        width: int,
+        dtype: torch.dtype,
+        is_gated: bool = False,
+        is_coded: bool = False,
     ) -> "NeuronRecords":
         """Return records of memory that nobody has touched, on huge pages, to be written as a whole."""
         if dtype not in DTYPE_CODES:
@@ -97,9 +119,14 @@ class NeuronRecords:
             raise UsageError(f"int8 holds rows of at most {MOST_BYTES} weights, these have {width}.")
         if dtype == int4:
             check_int4(width)
-        _, _, record_bytes = _layout(width, dtype, is_gated)
+        if is_coded and (dtype != torch.bfloat16 or not can_code(width)):
+            raise UsageError(
+                f"coded records of {dtype} and width {width} were asked for, expected torch.bfloat16 and a "
+                "multiple of 128 in 256..16384."
+            )
+        _, _, record_bytes = _layout(width, dtype, is_gated, is_coded)
         storage = aligned_bytes(n_neurons * record_bytes).view(n_neurons, record_bytes)
-        return cls(storage, width, dtype, is_gated)
+        return cls(storage, width, dtype, is_gated, is_coded)
 
     @classmethod
     def pack(
@@ -129,15 +156,21 @@ class NeuronRecords:
             records.bias_up.copy_(b_up)
         return records
 
-    def put(self, part: str, weight: Float[Tensor, "F D"]) -> None:
-        """Write the rows of "w_in", "w_up" or "w_out", rounded to the records' type."""
-        self.part(part).put(weight)
+    def put(self, part: str, weight: Float[Tensor, "F D"]) -> bool:
+        """Write the rows of "w_in", "w_up" or "w_out", rounded to the records' type.
+
+        Returns False, with rows unwritten, where the records are coded and `weight` cannot be.
+        """
+        return self.part(part).put(weight) is not False
 
     def part(self, name: str) -> AnyMatrix:
         """Return the rows of "w_in", "w_up" or "w_out" as a matrix in the records' memory."""
         if name == "w_up":
             self._check_gated(name)
         number = self._n_parts - 1 if name == "w_out" else _PARTS.index(name)
+        if self.is_coded:
+            row_bytes = coded_row_bytes(self.width)
+            return CodedMatrix(self.storage[:, number * row_bytes : (number + 1) * row_bytes], self.width)
         if self.dtype == int4:
             groups = self.storage[:, number * self.width // 2 : (number + 1) * self.width // 2]
             return Int4Matrix(groups, self._group_scales(number))
@@ -188,10 +221,12 @@ class NeuronRecords:
             raise UsageError(f"{name} was asked of ungated records: make them with is_gated=True or w_up.")
 
 
-def _layout(width: int, dtype: torch.dtype, is_gated: bool) -> tuple[int, int, int]:
+def _layout(width: int, dtype: torch.dtype, is_gated: bool, is_coded: bool) -> tuple[int, int, int]:
     """Return where the scales of groups and the tail begin, and the length of a record, all in bytes."""
     n_parts = 3 if is_gated else 2
     weights_bytes = n_parts * width // 2 if dtype == int4 else n_parts * width * dtype.itemsize
+    if is_coded:
+        weights_bytes = n_parts * coded_row_bytes(width)
     scales_bytes = n_parts * width // GROUP * 2 if dtype == int4 else 0
     # A gated bfloat16 record of odd width, say, ends between two floats.
     tail = -(-(weights_bytes + scales_bytes) // 4) * 4

@@ -26,7 +26,7 @@ from winnow.base.files import replacing
 from winnow.base.room import check_disk, check_memory
 from winnow.engine.checkpoint import Checkpoint, contained
 from winnow.engine.config import brief
-from winnow.engine.convert.parts import first_broken, parts
+from winnow.engine.convert.parts import first_broken, first_unsound, is_coded, parts
 from winnow.engine.convert.pickled import TYPE_NAMES
 from winnow.engine.convert.shards import Entry, header, pieces, write_file
 from winnow.engine.families import empty_weights, load_weights
@@ -35,8 +35,8 @@ from winnow.kernels.operands import RECORD_ALIGNMENT_BYTES
 from winnow.kernels.pack import GROUP
 
 # To be raised whenever the kernels round or lay out weights in another way; a test pins the bits.
-FORMAT = "winnow-packed/3"
-KEY = "winnow"
+FORMAT = "winnow-packed/4"
+KEY, CODED = "winnow", "is_coded"
 LAYOUT = {"record_alignment": RECORD_ALIGNMENT_BYTES, "int4_group": GROUP}
 LARGEST_HEADER_BYTES = 64 * 2**20
 READ_AT_ONCE = 8 * 2**20
@@ -87,12 +87,13 @@ def pack(
     or disk has too little room, ModelError for weights that are NaN or infinite.
     """
     path = directory / form.file_name
-    entries = _entries(_empty(checkpoint, form))
-    total = sum(entry.n_bytes for entry in entries)
-    check_disk(total, path)
+    check_disk(sum(entry.n_bytes for entry in _entries(_empty(checkpoint, form, False))), path)
     _check_writable(directory, checkpoint, form)
-    metadata = _metadata(_wanted(checkpoint, form))  # first: a source that changes meanwhile is another one
+    wanted = _wanted(checkpoint, form)  # first: a source that changes meanwhile is another one
     weights = _packed_now(checkpoint, form)
+    metadata = _metadata(wanted, is_coded(weights))
+    entries = _entries(weights)
+    total = sum(entry.n_bytes for entry in entries)
     broken = first_broken(weights)
     if broken is not None:
         raise ModelError(
@@ -202,10 +203,10 @@ def _refusing(path: Path, checkpoint: Checkpoint, form: Form) -> Iterator[None]:
 
 def _checked(file: BinaryIO, checkpoint: Checkpoint, form: Form) -> tuple[Weights, int]:
     """Return memory laid out for what `file` holds, and where its data begins."""
-    wanted = _wanted(checkpoint, form)
-    _check_said(_said(file), wanted, checkpoint.directory)
-    weights = _empty(checkpoint, form)
-    return weights, _check_layout(file, _entries(weights), wanted)
+    said, wanted = _said(file), _wanted(checkpoint, form)
+    _check_said(said, wanted, checkpoint.directory)
+    weights = _empty(checkpoint, form, said.get(CODED) is True)
+    return weights, _check_layout(file, _entries(weights), _metadata(wanted, is_coded(weights)))
 
 
 def _packed_now(checkpoint: Checkpoint, form: Form) -> Weights:
@@ -214,9 +215,11 @@ def _packed_now(checkpoint: Checkpoint, form: Form) -> Weights:
     return load_weights(checkpoint, held, head_dtype=held_head, by_head=form.by_head)
 
 
-def _empty(checkpoint: Checkpoint, form: Form) -> Weights:
+def _empty(checkpoint: Checkpoint, form: Form, is_coded: bool) -> Weights:
     held, held_head = DTYPES[form.dtype], DTYPES[form.head_dtype]
-    return empty_weights(checkpoint.config, held, head_dtype=held_head, by_head=form.by_head)
+    return empty_weights(
+        checkpoint.config, held, head_dtype=held_head, by_head=form.by_head, is_coded=is_coded
+    )
 
 
 def _wanted(checkpoint: Checkpoint, form: Form) -> dict[str, object]:
@@ -236,8 +239,8 @@ def _wanted(checkpoint: Checkpoint, form: Form) -> dict[str, object]:
     }
 
 
-def _metadata(wanted: dict[str, object]) -> dict[str, str]:
-    return {KEY: json.dumps(wanted)}
+def _metadata(wanted: dict[str, object], is_coded: bool) -> dict[str, str]:
+    return {KEY: json.dumps({**wanted, CODED: is_coded})}
 
 
 def _entries(weights: Weights) -> list[Entry]:
@@ -275,9 +278,9 @@ def _check_said(said: dict[str, object], wanted: dict[str, object], directory: P
             raise ModelError(f"says {key} is {brief(said.get(key))}, expected {wanted[key]!r}")
 
 
-def _check_layout(file: BinaryIO, entries: list[Entry], wanted: dict[str, object]) -> int:
+def _check_layout(file: BinaryIO, entries: list[Entry], metadata: dict[str, str]) -> int:
     """Return where the data begins, once the header and the file's size are exactly what they must be."""
-    expected = header(entries, _metadata(wanted))
+    expected = header(entries, metadata)
     file.seek(0)
     if file.read(len(expected)) != expected:
         raise ModelError("has a header that does not fit this model: other tensors, shapes or places")
@@ -297,6 +300,9 @@ def _fill(file: BinaryIO, begin: int, weights: Weights) -> None:
     broken = first_broken(weights)
     if broken is not None:
         raise ModelError(f"holds NaN or infinite scales or biases in {broken}")
+    unsound = first_unsound(weights)
+    if unsound is not None:
+        raise ModelError(f"holds coded weights that lie outside their rows in {unsound}")
 
 
 def _jobs(begin: int, tensors: list[Tensor]) -> Iterator[tuple[int, memoryview]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from winnow.engine.weights import HeadLinear, Layer, LayerNorm, Linear, RmsNorm, Weights
-from winnow.kernels import AnyMatrix, Int4Matrix, Matrix, NeuronRecords, QuantisedMatrix
+from winnow.kernels import AnyMatrix, CodedMatrix, Int4Matrix, Matrix, NeuronRecords, QuantisedMatrix
 
 Operand = AnyMatrix | NeuronRecords | Tensor
 
@@ -28,6 +28,19 @@ def first_broken(weights: Weights) -> str | None:
     return None
 
 
+def first_unsound(weights: Weights) -> str | None:
+    """Return the name of the first operand with coded rows whose patches lead out of them."""
+    for name, held in _operands(weights):
+        if not all(each.is_sound() for each in _coded(held)):
+            return name
+    return None
+
+
+def is_coded(weights: Weights) -> bool:
+    """Return whether any weights are held as coded bfloat16."""
+    return any(True for _, held in _operands(weights) for _ in _coded(held))
+
+
 def _operands(weights: Weights) -> Iterator[tuple[str, Operand]]:
     seen: set[int] = set()
     for name, held in _walk("", weights):
@@ -38,7 +51,7 @@ def _operands(weights: Weights) -> Iterator[tuple[str, Operand]]:
 
 def _walk(stem: str, value: object) -> Iterator[tuple[str, Operand]]:
     match value:
-        case Matrix() | QuantisedMatrix() | Int4Matrix() | NeuronRecords() | Tensor():
+        case Matrix() | CodedMatrix() | QuantisedMatrix() | Int4Matrix() | NeuronRecords() | Tensor():
             yield stem, value
         case tuple():
             for index, each in enumerate(value):
@@ -54,6 +67,8 @@ def _memory(stem: str, held: Operand) -> Iterator[tuple[str, Tensor]]:
             yield stem, held
         case Matrix():
             yield stem, held.weight
+        case CodedMatrix():
+            yield stem, held.storage
         case QuantisedMatrix():
             yield from ((f"{stem}.values", held.values), (f"{stem}.scales", held.scales))
         case Int4Matrix():
@@ -75,3 +90,14 @@ def _floats(held: Operand) -> Iterator[Tensor]:
                 yield held.bias_up
             for name in ("w_in", "w_up", "w_out") if held.is_gated else ("w_in", "w_out"):
                 yield from _floats(held.part(name))
+
+
+def _coded(held: Operand) -> Iterator[CodedMatrix]:
+    match held:
+        case CodedMatrix():
+            yield held
+        case NeuronRecords() if held.is_coded:
+            for name in ("w_in", "w_up", "w_out") if held.is_gated else ("w_in", "w_out"):
+                part = held.part(name)
+                if isinstance(part, CodedMatrix):
+                    yield part

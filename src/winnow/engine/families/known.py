@@ -7,8 +7,9 @@ import torch
 from winnow.base.errors import ModelError, UsageError
 from winnow.engine.config import Fields, ModelConfig
 from winnow.engine.families import llama, opt
-from winnow.engine.families.tensors import EmptyTensors, Shapes, Tensors, TensorSource
+from winnow.engine.families.tensors import EmptyTensors, Shapes, Tensors, TensorSource, UncodedError
 from winnow.engine.weights import DTYPES, Weights
+from winnow.kernels.choice import codes_pay
 
 _FAMILIES = {model_type: family for family in (opt, llama) for model_type in family.MODEL_TYPES}
 MODEL_TYPES = tuple(sorted(_FAMILIES))
@@ -39,18 +40,31 @@ def load_weights(
     """Return the weights of `source` in `dtype`, the head in `head_dtype`, norms and biases in float32.
 
     Each tensor is checked before the first is read, then copied once: peak memory is the model plus one.
-    `by_head`: so that heads can be left out. Raises ModelError, and UsageError for another type.
+    `by_head`: so that heads can be left out. bfloat16 is coded, in twelve bits a weight, where that is faster
+    and all of the model can be; where one row cannot, the work is begun anew. Raises ModelError, and
+    UsageError for another type.
     """
     if wrong := {dtype, head_dtype or dtype} - set(DTYPES.values()):
         known = ", ".join(sorted(map(str, DTYPES.values())))
         raise UsageError(f"dtype is {wrong.pop()}, expected one of {known}.")
-    tensors = Tensors(source, tensor_shapes(source.config), dtype, head_dtype)
-    return _FAMILIES[source.config.family].load(tensors, by_head)
+    family, shapes = _FAMILIES[source.config.family], tensor_shapes(source.config)
+    try:
+        return family.load(Tensors(source, shapes, dtype, head_dtype, is_coded=codes_pay()), by_head)
+    except UncodedError:
+        return family.load(Tensors(source, shapes, dtype, head_dtype), by_head)
 
 
 def empty_weights(
-    config: ModelConfig, dtype: torch.dtype, *, head_dtype: torch.dtype | None = None, by_head: bool = False
+    config: ModelConfig,
+    dtype: torch.dtype,
+    *,
+    head_dtype: torch.dtype | None = None,
+    by_head: bool = False,
+    is_coded: bool = True,
 ) -> Weights:
-    """Return weights laid out as `load_weights` lays them out, in memory that is still to be written."""
-    tensors = EmptyTensors(config, tensor_shapes(config), dtype, head_dtype)
+    """Return weights laid out as `load_weights` lays them out, in memory that is still to be written.
+
+    `is_coded` says whether that codes what it holds as bfloat16, which depends on the weights.
+    """
+    tensors = EmptyTensors(config, tensor_shapes(config), dtype, head_dtype, is_coded)
     return _FAMILIES[config.family].load(tensors, by_head)

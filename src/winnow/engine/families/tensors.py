@@ -15,8 +15,9 @@ from winnow.base.errors import ModelError
 from winnow.base.room import return_freed_memory
 from winnow.engine.config import ModelConfig
 from winnow.engine.weights import HeadLinear, LayerNorm, Linear, RmsNorm
-from winnow.kernels import AnyMatrix, Matrix, NeuronRecords, matrix
+from winnow.kernels import AnyMatrix, CodedMatrix, Matrix, NeuronRecords, matrix
 from winnow.kernels.matrices import empty_matrix
+from winnow.kernels.pack import can_code
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 HEAD = "lm_head.weight"
@@ -48,16 +49,22 @@ class TensorSource(Protocol):
         ...
 
 
+class UncodedError(Exception):
+    """Some weights are no coded bfloat16: the model is to be held as plain bfloat16."""
+
+
 class AbstractTensors(ABC):
     """What a family makes its weights of, by the names of `expected`, held as `dtype`.
 
-    The map to logits, and an embedding tied to it, are held as `head_dtype`.
+    The map to logits, and an embedding tied to it, are held as `head_dtype`. With `is_coded` what is held as
+    bfloat16 takes twelve bits a weight where its width allows: rows of all maps but those stored by heads.
     """
 
     config: ModelConfig
     expected: Shapes
     dtype: torch.dtype
     head_dtype: torch.dtype
+    is_coded: bool
 
     @abstractmethod
     def joined(self, names: Sequence[str], dtype: torch.dtype) -> AnyMatrix:
@@ -82,6 +89,10 @@ class AbstractTensors(ABC):
     @abstractmethod
     def check_tied(self, embed: AnyMatrix, name: str) -> None:
         """Raise ModelError when a head is stored that is not `embed`, stored as `name`."""
+
+    def codes(self, width: int, dtype: torch.dtype) -> bool:
+        """Return whether rows of `width` weights of `dtype` are held coded."""
+        return self.is_coded and dtype == torch.bfloat16 and can_code(width)
 
     @property
     def float_dtype(self) -> torch.dtype:
@@ -143,6 +154,7 @@ class Tensors(AbstractTensors):
         expected: Shapes,
         dtype: torch.dtype,
         head_dtype: torch.dtype | None = None,
+        is_coded: bool = False,
     ) -> None:
         """Check the whole source against `expected`; a head without a type of its own is held as `dtype`."""
         self.source = source
@@ -150,6 +162,7 @@ class Tensors(AbstractTensors):
         self.expected = expected
         self.dtype = dtype
         self.head_dtype = dtype if head_dtype is None else head_dtype
+        self.is_coded = is_coded
         stored = set(source.names())
         is_bare = not any(name.startswith("model.") for name in stored)
         self._stored = {name: name.removeprefix("model.") if is_bare else name for name in expected}
@@ -161,9 +174,16 @@ class Tensors(AbstractTensors):
         """Return the matrices called `names` as one in `dtype`, their rows one after the other."""
         if not dtype.is_floating_point:
             return matrix(torch.cat([self._read(name) for name in names]), dtype)
-        shapes = [self.expected[name] for name in names]
-        joined = Matrix.empty(sum(shape[0] for shape in shapes), shapes[0][1], dtype)
-        for part, name in zip(joined.weight.split([shape[0] for shape in shapes]), names, strict=True):
+        heights, width = [self.expected[name][0] for name in names], self.expected[names[0]][1]
+        if self.codes(width, dtype):
+            coded, first = CodedMatrix.empty(sum(heights), width), 0
+            for name, height in zip(names, heights, strict=True):
+                if not coded.put(self._read(name), first):
+                    raise UncodedError(name)
+                first += height
+            return coded
+        joined = Matrix.empty(sum(heights), width, dtype)
+        for part, name in zip(joined.weight.split(heights), names, strict=True):
             part.copy_(self._read(name))
         return joined
 
@@ -186,13 +206,14 @@ class Tensors(AbstractTensors):
     def records(self, w_in: str, w_out: str, w_up: str | None = None, *, has_bias: bool) -> NeuronRecords:
         """Return one record per neuron, filled from the maps called `w_in`, `w_out` and, if gated, `w_up`."""
         n_neurons, width = self.expected[f"{w_in}.weight"]
-        records = NeuronRecords.empty(n_neurons, width, self.dtype, w_up is not None)
-        records.put("w_in", self._read(f"{w_in}.weight"))
-        records.put("w_out", self._read(f"{w_out}.weight").T)
+        is_coded = self.codes(width, self.dtype)
+        records = NeuronRecords.empty(n_neurons, width, self.dtype, w_up is not None, is_coded)
+        self._put(records, "w_in", w_in)
+        self._put(records, "w_out", w_out)
         if has_bias:
             records.bias.copy_(self._read(f"{w_in}.bias"))
         if w_up is not None:
-            records.put("w_up", self._read(f"{w_up}.weight"))
+            self._put(records, "w_up", w_up)
             if has_bias:
                 records.bias_up.copy_(self._read(f"{w_up}.bias"))
         return_freed_memory()  # scratch from between what stays: hundreds of megabytes by the last layer
@@ -209,6 +230,11 @@ class Tensors(AbstractTensors):
                 f"{HEAD} differs from the embedding although config.json ties the two. "
                 "Set tie_word_embeddings to false to use the stored head."
             )
+
+    def _put(self, records: NeuronRecords, part: str, name: str) -> None:
+        weight = self._read(f"{name}.weight")
+        if not records.put(part, weight.T if part == "w_out" else weight):
+            raise UncodedError(name)
 
     def _read(self, name: str) -> Tensor:
         return self.source.tensor(self._stored[name])
@@ -248,17 +274,26 @@ class EmptyTensors(AbstractTensors):
     """
 
     def __init__(
-        self, config: ModelConfig, expected: Shapes, dtype: torch.dtype, head_dtype: torch.dtype | None = None
+        self,
+        config: ModelConfig,
+        expected: Shapes,
+        dtype: torch.dtype,
+        head_dtype: torch.dtype | None = None,
+        is_coded: bool = False,
     ) -> None:
         """Lay out the tensors `expected` of a model; a head without a type of its own is held as `dtype`."""
         self.config = config
         self.expected = expected
         self.dtype = dtype
         self.head_dtype = dtype if head_dtype is None else head_dtype
+        self.is_coded = is_coded
 
     def joined(self, names: Sequence[str], dtype: torch.dtype) -> AnyMatrix:
         """Return room for the matrices called `names` as one in `dtype`."""
-        return empty_matrix(self._n_rows(names), self.expected[names[0]][1], dtype)
+        n_rows, width = self._n_rows(names), self.expected[names[0]][1]
+        if self.codes(width, dtype):
+            return CodedMatrix.empty(n_rows, width)
+        return empty_matrix(n_rows, width, dtype)
 
     def by_head(self, name: str, bias: Tensor | None) -> HeadLinear:
         """Return room for the map behind attention called `name`, stored by heads."""
@@ -276,7 +311,8 @@ class EmptyTensors(AbstractTensors):
     def records(self, w_in: str, w_out: str, w_up: str | None = None, *, has_bias: bool) -> NeuronRecords:
         """Return room for one record per neuron; each is to be written whole, biases or none."""
         n_neurons, width = self.expected[f"{w_in}.weight"]
-        return NeuronRecords.unwritten(n_neurons, width, self.dtype, w_up is not None)
+        is_coded = self.codes(width, self.dtype)
+        return NeuronRecords.unwritten(n_neurons, width, self.dtype, w_up is not None, is_coded)
 
     def check_tied(self, embed: AnyMatrix, name: str) -> None:
         """Find nothing: what is read as it was packed was held against its source then."""

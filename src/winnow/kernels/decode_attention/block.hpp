@@ -8,6 +8,7 @@
 #pragma once
 
 #include "../native/rows.hpp"
+#include "../native/simd/exponential.hpp"
 
 namespace winnow::WINNOW_LEVEL {
 

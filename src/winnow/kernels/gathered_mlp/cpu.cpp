@@ -88,7 +88,7 @@ class Stream {
     group.is_first = at == 0;
     for (int r = 0; r < kRows; ++r) {
       const std::int64_t neuron = teams.neuron(team_, at + r < end_[vector_] ? at + r : end_[vector_] - 1);
-      group.in[r] = mlp_.parts.row(neuron) + mlp_.first();
+      group.in[r] = mlp_.parts.moved(mlp_.parts.row(neuron), mlp_.first());
       group.values[r] = gates ? gates[neuron] : 0.f;
       group.tails[r] = mlp_.parts.tail(neuron);
       prefetch(group.tails[r]);
@@ -166,8 +166,8 @@ static void evaluate(const Mlp<W>& mlp, Group<W>& group, bool keep_all) {
   const Parts<W>& parts = mlp.parts;
   Row<W> up[kRows], out[kRows];
   for (int r = 0; r < kRows; ++r) {
-    up[r] = group.in[r] + (parts.up() - mlp.first());
-    out[r] = group.in[r] + (parts.out() - mlp.first());
+    up[r] = parts.moved(group.in[r], parts.up() - mlp.first());
+    out[r] = parts.moved(group.in[r], parts.out() - mlp.first());
   }
   if (!mlp.gates) {
     part_dots<W>(parts, group.in, group.tails, 0, mlp.x[group.vector], values, mlp.records.gated ? up : out);

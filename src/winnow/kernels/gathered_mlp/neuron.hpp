@@ -3,6 +3,7 @@
 
 #include "../native/kernels.hpp"
 #include "../native/rows.hpp"
+#include "../native/simd/exponential.hpp"
 
 namespace winnow::WINNOW_LEVEL {
 
@@ -11,6 +12,7 @@ namespace winnow::WINNOW_LEVEL {
 //   float32, bfloat16   w_in | w_up if gated | w_out | bias, bias_up
 //   int8                the same, then the scales of w_in, w_up, w_out
 //   int4                the groups of w_in, w_up, w_out | their scales | bias, bias_up
+//   coded               w_in, w_up, w_out as coded rows, each with its own front | bias, bias_up
 template <class W>
 struct Parts {
   const NeuronRecords& records;
@@ -19,8 +21,19 @@ struct Parts {
     const char* record = at(neuron);
     if constexpr (std::is_same_v<W, int4>) {
       return {reinterpret_cast<const unsigned char*>(record), reinterpret_cast<const bf16*>(record + weights() / 2), 0};
+    } else if constexpr (std::is_same_v<W, coded>) {
+      return {reinterpret_cast<const unsigned char*>(record) + front_bytes(records.width), 0};
     } else {
       return reinterpret_cast<const W*>(record);
+    }
+  }
+
+  // From the beginning of one part of a record to that of another, `weights` later.
+  Row<W> moved(Row<W> row, std::int64_t weights) const {
+    if constexpr (std::is_same_v<W, coded>) {
+      return {row.chunks + weights / records.width * coded_row_bytes(records.width), 0};
+    } else {
+      return row + weights;
     }
   }
 
@@ -29,6 +42,8 @@ struct Parts {
     std::int64_t offset;
     if constexpr (std::is_same_v<W, int4>) {
       offset = weights() / 2 + weights() / kGroup * 2;
+    } else if constexpr (std::is_same_v<W, coded>) {
+      offset = parts() * coded_row_bytes(records.width);
     } else {
       offset = weights() * static_cast<std::int64_t>(sizeof(W));
     }

@@ -19,6 +19,9 @@ inline Row<W> row_of(const Matrix& matrix, std::int64_t i) {
     const auto* groups = reinterpret_cast<const unsigned char*>(matrix.data);
     const auto* scales = reinterpret_cast<const bf16*>(matrix.scales);
     return {groups + i * (matrix.row_stride / 2), scales + i * matrix.scale_stride, 0};
+  } else if constexpr (std::is_same_v<W, coded>) {
+    const auto* rows = reinterpret_cast<const unsigned char*>(matrix.data);
+    return {rows + i * matrix.row_stride + front_bytes(matrix.columns), 0};
   } else {
     return reinterpret_cast<const W*>(matrix.data) + i * matrix.row_stride;
   }

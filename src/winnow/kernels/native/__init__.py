@@ -4,7 +4,7 @@ Compiled by CMake from these sources and the `cpu.cpp` of each kernel, the latte
 
     pool.hpp pool.cpp           the thread pool
     kernels.hpp                 what a level offers: a table of functions
-    simd/                       one instruction set per compilation: four, eight, sixteen floats; int4
+    simd/                       one instruction set per compilation: four, eight, sixteen floats; int4, coded
     rows.hpp                    eight rows at once: the loops all kernels stand on
     table.cpp                   the table of one level
     features.hpp features.cpp   which levels this processor runs

@@ -309,10 +309,10 @@ class Cpu final : private Engine, public Calls {
     return read_bandwidth(context, kernels, bytes, seconds);
   }
 
-  void pack(std::uintptr_t data, int type, std::int64_t row_stride, std::int64_t column_stride, const Matrix& into) {
+  bool pack(std::uintptr_t data, int type, std::int64_t row_stride, std::int64_t column_stride, const Matrix& into) {
     const Source source{reinterpret_cast<const char*>(data), row_stride, column_stride, static_cast<Stored>(type)};
     std::lock_guard<std::mutex> lock(one_call);
-    kernels.pack(context, source, into);
+    return kernels.pack(context, source, into);
   }
 
   Engine& engine() { return *this; }

@@ -8,13 +8,14 @@
 
 namespace winnow {
 
-enum class Dtype : int { float32 = 0, bfloat16 = 1, int8 = 2, int4 = 3 };
+// coded: bfloat16 in twelve bits a weight, see simd/coded.hpp.
+enum class Dtype : int { float32 = 0, bfloat16 = 1, int8 = 2, int4 = 3, coded = 4 };
 enum class Activation : int { relu = 0, silu = 1 };
 
 // Views of memory that Python owns; operands.py has checked them.
 struct Matrix {
   const char* data;
-  std::int64_t rows, columns, row_stride;  // stride in elements
+  std::int64_t rows, columns, row_stride;  // stride in elements, of coded rows in bytes
   Dtype dtype;
   const char* scales;  // int8: a float32 per row; int4: a bfloat16 per group of 32; null otherwise
   std::int64_t scale_stride;  // from row to row, in scales
@@ -147,7 +148,7 @@ struct Kernels {
               const float* gates, float* out);
   // out: rows begin..end-1, one after the other, as float32 or as bfloat16
   void (*unpack)(Context&, const Matrix&, std::int64_t begin, std::int64_t end, Dtype, void* out);
-  void (*pack)(Context&, const Source&, const Matrix& into);
+  bool (*pack)(Context&, const Source&, const Matrix& into);  // false where coded rows cannot hold the source
   float (*read)(const char* memory, std::int64_t bytes, bool prefetching);
   const RowKernels* rows;
   void (*bit_products)(Context&, const BitScan&, const BitFound&);

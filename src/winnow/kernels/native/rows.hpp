@@ -15,6 +15,7 @@
 
 #include "kernels.hpp"
 #include "simd/level.hpp"
+#include "simd/patches.hpp"
 
 namespace winnow::WINNOW_LEVEL {
 
@@ -34,6 +35,10 @@ struct RowFor {
 template <>
 struct RowFor<int4> {
   using type = Int4Row;
+};
+template <>
+struct RowFor<coded> {
+  using type = CodedRow;
 };
 template <class W>
 using Row = typename RowFor<W>::type;
@@ -69,11 +74,13 @@ inline void of_weights(Dtype dtype, F work) {
     case Dtype::bfloat16: return work(bf16{});
     case Dtype::int8: return work(int8{});
     case Dtype::int4: return work(int4{});
+    case Dtype::coded: return work(coded{});
   }
 }
 
 inline std::int64_t row_bytes_of(Dtype dtype, std::int64_t n) {
   if (dtype == Dtype::int4) return n / 2 + n / kGroup * 2;
+  if (dtype == Dtype::coded) return coded_row_bytes(n);
   return dtype == Dtype::int8 ? n : dtype == Dtype::bfloat16 ? 2 * n : 4 * n;
 }
 
@@ -83,13 +90,6 @@ inline bf16 round_bf16(float a) {
   __builtin_memcpy(&bits, &a, 4);
   const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   return {static_cast<std::uint16_t>(a != a ? 0x7fc0u : rounded)};
-}
-
-inline float widened(bf16 a) {
-  const std::uint32_t bits = static_cast<std::uint32_t>(a.bits) << 16;
-  float f;
-  __builtin_memcpy(&f, &bits, 4);
-  return f;
 }
 
 inline void lay_out(const float* x, std::int64_t n, float* out) {
@@ -116,6 +116,11 @@ constexpr int kLocality = 2;  // the second
 
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, kLocality); }
 inline void prefetch(Int4Row row) { prefetch(row.group_bytes()); }
+inline void prefetch(CodedRow row) {
+  const unsigned char* chunk = row.chunk();
+  if (row.at == 0) prefetch(chunk - kLineBytes);  // what decodes it
+  for (std::int64_t line = 0; line < kChunkBytes; line += kLineBytes) prefetch(chunk + line);
+}
 
 constexpr std::int64_t kAheadBytes = 1280;  // of 512 to 2048 tried; less comes late, more throws out what is waiting
 constexpr std::int64_t kFarBytes = 8 << 10;  // in a single stream; of 2 to 12 KB tried
@@ -123,8 +128,12 @@ template <class W>
 constexpr std::int64_t kLine = kLineBytes / static_cast<std::int64_t>(sizeof(W));
 template <>
 inline constexpr std::int64_t kLine<int4> = 2 * kLineBytes;
+template <>
+inline constexpr std::int64_t kLine<coded> = kChunk;
 template <class W>
 constexpr std::int64_t kAhead = kAheadBytes / kLineBytes * kLine<W>;
+template <>
+inline constexpr std::int64_t kAhead<coded> = 10 * kChunk;  // of 4 to 10 chunks tried
 
 // Where the rows' own prefetching ends and that of the next rows begins: a whole number of lines.
 template <class W>
@@ -177,7 +186,7 @@ inline void dot_loop(const Row<W> rows[kRows], const X* x, std::int64_t n, Float
   if (i < n) {
     for (int r = 0; r < kRows; ++r) acc[r] = step_some(acc[r], rows[r] + i, x + i, n - i);
   }
-  for (int r = 0; r < kRows; ++r) out[r] = floats(acc[r], x);
+  for (int r = 0; r < kRows; ++r) out[r] = patched(floats(acc[r], x), rows[r], x);
 }
 
 // Vectors whose sum, times unit(x), is rows[r] . x for r < 8; `next` is null, or what is read after each row.
@@ -271,7 +280,7 @@ inline void row_sums(const Row<W> rows[kCount], const Row<W> later[kCount], int 
         if (j < n) sums[1] = step_some(sums[1], rows[r] + j, x[v] + j, n - j);
         Sum<W> all = sums[0] + sums[1];
         if constexpr (kParts == 4) all = all + (sums[2] + sums[3]);
-        out[v][r] = floats(all, x[v]);
+        out[v][r] = patched(floats(all, x[v]), rows[r], x[v]);
       }
     }
   }
@@ -292,6 +301,12 @@ inline void split_pair(const W*, const float* x, float* y) {
 }
 
 constexpr std::int64_t kPair = 2 * kLanes;
+
+template <int kVectors, class R>
+inline void load_vectors(R row, Floats out[kVectors]) {
+#pragma GCC unroll 8
+  for (int c = 0; c < kVectors; c += 2) load_pair(row + c * kLanes, out[c], out[c + 1]);
+}
 
 // Puts what axpy8 of rows of W has summed, all of it, into the order of the elements.
 template <class W>
@@ -314,13 +329,9 @@ inline std::int64_t axpy_lines(const Row<W> rows[], const Floats weight[], std::
         for (std::int64_t l = 0; l < kVectors * kLanes; l += kLine<W>) prefetch(ahead[r] + i + l);
       }
       if (r < kCount) {
-#pragma GCC unroll 8
-        for (int c = 0; c < kVectors; c += 2) {
-          Floats a, b;
-          load_pair(rows[r] + i + c * kLanes, a, b);
-          sum[c] = fma(weight[r], a, sum[c]);
-          sum[c + 1] = fma(weight[r], b, sum[c + 1]);
-        }
+        Floats w[kVectors];
+        load_vectors<kVectors>(rows[r] + i, w);
+        for (int c = 0; c < kVectors; ++c) sum[c] = fma(weight[r], w[c], sum[c]);
       }
     }
     for (int c = 0; c < kVectors; ++c) store(y + i + c * kLanes, sum[c]);
@@ -363,6 +374,7 @@ inline void axpy8(Row<W> rows[kRows], float a[kRows], int count, std::int64_t n,
     rows[r] = rows[count - 1];
     a[r] = 0.f;
   }
+  const Patches<W> patches(rows, whole, y);
   if constexpr (kOwnLoops<W>) {
     whole == kRows ? axpy_groups<kRows>(rows, a, n, y, next) : axpy_groups<kRows / 2>(rows, a, n, y, next);
   } else if (whole == kRows) {
@@ -370,24 +382,7 @@ inline void axpy8(Row<W> rows[kRows], float a[kRows], int count, std::int64_t n,
   } else {
     next ? axpy_loop<kRows / 2, true, W>(rows, a, n, y, next) : axpy_loop<kRows / 2, false, W>(rows, a, n, y, next);
   }
-}
-
-// exp, to 2 units in the last place for -87 < x < 88; smaller x give 2^-126, larger 2^127. NaN stays NaN.
-inline Floats exponential(Floats x) {
-  const Floats shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
-  x = minimum(splat(88.f), maximum(splat(-87.f), x));
-  const Floats shifted = fma(x, splat(1.44269504f), shift);
-  const Floats n = shifted - shift;
-  Floats r = fma(n, splat(-0.693145752f), x);
-  r = fma(n, splat(-1.42860677e-6f), r);
-  Floats p = splat(1.98756915e-4f);
-  p = fma(p, r, splat(1.39819995e-3f));
-  p = fma(p, r, splat(8.33345191e-3f));
-  p = fma(p, r, splat(4.16657962e-2f));
-  p = fma(p, r, splat(1.66666655e-1f));
-  p = fma(p, r, splat(5.00000012e-1f));
-  p = fma(p, r * r, r) + splat(1.f);
-  return fma(x, zero(), scale2(p, shifted));  // the product is 0, or NaN where scale2 may have made a number of one
+  patches.add(rows, a, whole, y);
 }
 
 }  // namespace winnow::WINNOW_LEVEL

@@ -24,7 +24,7 @@ void gate_set(Context&, const float*, std::int64_t, const NeuronRecords&, const 
               std::int64_t*, float*);
 void mlp(Context&, const float*, std::int64_t, const NeuronRecords&, const Lists*, Activation, const float*, float*);
 void unpack(Context&, const Matrix&, std::int64_t, std::int64_t, Dtype, void*);
-void pack(Context&, const Source&, const Matrix&);
+bool pack(Context&, const Source&, const Matrix&);
 const RowKernels& row_kernels();
 void bit_products(Context&, const BitScan&, const BitFound&);
 void bit_distances(Context&, const std::uint64_t*, const std::uint64_t*, std::int64_t, const std::int32_t*,

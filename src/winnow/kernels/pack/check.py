@@ -5,6 +5,7 @@ from torch import Tensor
 
 from winnow.base.errors import UsageError
 from winnow.kernels.operands import DTYPE_CODES, check_memory, int4
+from winnow.kernels.pack.coded import can_code, coded_row_bytes
 from winnow.kernels.pack.groups import GROUP
 
 
@@ -37,3 +38,21 @@ def check_room(weight: Tensor, values: Tensor, scales: Tensor | None, held: torc
     strided = [each for each in (values, scales) if each is not None and each.ndim == 2 and each.shape[1] > 1]
     if any(each.stride(1) != 1 for each in strided):
         raise UsageError("the columns of values or scales are strided, expected one after the other.")
+
+
+def check_coded(weight: Tensor, rows: Tensor) -> None:
+    """Refuse a row length that is not coded, and `rows` that the coded weights do not fit into."""
+    n_rows, width = weight.shape
+    if not can_code(width):
+        raise UsageError(
+            f"rows of {width} weights were to be coded, expected a multiple of 128 in 256..16384. "
+            "Hold them as bfloat16."
+        )
+    expected = (n_rows, coded_row_bytes(width))
+    if rows.dtype != torch.uint8 or tuple(rows.shape) != expected or rows.stride(1) != 1:
+        raise UsageError(
+            f"weights {tuple(weight.shape)} were to be coded into {rows.dtype} {tuple(rows.shape)} of stride "
+            f"{rows.stride()}, expected uint8 {expected}, columns one after the other."
+        )
+    check_memory("weight", weight)
+    check_memory("rows", rows)

@@ -2,6 +2,7 @@
 //
 // Plain loops over whole numbers and floats, which compilers turn into vectors by themselves.
 #include "../linear/product.hpp"
+#include "coded/row.hpp"
 #include "groups/group.hpp"
 
 namespace winnow::WINNOW_LEVEL {
@@ -80,11 +81,16 @@ static void pack_row(const float* x, std::int64_t n, int8* out, float* scale) {
   }
 }
 
-static void pack_into(const Matrix& into, std::int64_t i, const float* x) {
+// False where the row holds no row of such weights.
+static bool pack_into(const Matrix& into, std::int64_t i, const float* x) {
   char *data = const_cast<char*>(into.data), *scales = const_cast<char*>(into.scales);
+  bool fits = true;
   of_weights(into.dtype, [&](auto w) {
     using W = decltype(w);
-    if constexpr (std::is_same_v<W, int4>) {
+    if constexpr (std::is_same_v<W, coded>) {
+      auto* row = reinterpret_cast<unsigned char*>(data) + i * into.row_stride;
+      fits = pack_coded(x, into.columns, row + front_bytes(into.columns));
+    } else if constexpr (std::is_same_v<W, int4>) {
       auto* bytes = reinterpret_cast<unsigned char*>(data) + i * into.row_stride / 2;
       auto* own = reinterpret_cast<bf16*>(scales) + i * into.scale_stride;
       for (std::int64_t d = 0; d < into.columns; d += kGroup) pack_group(x + d, bytes + d / 2, own + d / kGroup);
@@ -93,11 +99,13 @@ static void pack_into(const Matrix& into, std::int64_t i, const float* x) {
       pack_row(x, into.columns, reinterpret_cast<W*>(data) + i * into.row_stride, own);
     }
   });
+  return fits;
 }
 
-void pack(Context& context, const Source& source, const Matrix& into) {
+bool pack(Context& context, const Source& source, const Matrix& into) {
   const std::int64_t blocks = (into.rows + kBlock - 1) / kBlock;
   const std::int64_t stride = into.columns + kTile;  // no power of two
+  bool fit = true;
   float* rooms = context.scratch.floats(0, context.pool.threads() * kBlock * stride);
   auto job = [&](Pool& pool) {
     float* room = rooms + pool.member() * kBlock * stride;
@@ -108,11 +116,14 @@ void pack(Context& context, const Source& source, const Matrix& into) {
         case Stored::bfloat16: widen_rows<bf16>(source, begin, end, into.columns, room, stride); break;
         case Stored::float16: widen_rows<f16>(source, begin, end, into.columns, room, stride); break;
       }
-      for (std::int64_t i = begin; i < end; ++i) pack_into(into, i, room + (i - begin) * stride);
+      for (std::int64_t i = begin; i < end; ++i) {
+        if (!pack_into(into, i, room + (i - begin) * stride)) __atomic_store_n(&fit, false, __ATOMIC_RELAXED);
+      }
     });
     pool.wait(0, blocks);
   };
   run_job(context.pool, into.rows * into.columns * 4, job);
+  return fit;
 }
 
 }  // namespace winnow::WINNOW_LEVEL

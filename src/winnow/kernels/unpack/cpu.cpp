@@ -44,6 +44,31 @@ static void unpack_row(Row<W> row, Row<W> ahead, float scale, std::int64_t n, T*
   }
 }
 
+#if defined(WINNOW_AVX512)
+static void decode_chunk(CodedRow row, bf16 out[kChunk]) {
+  const Chunk chunk = decode(row);
+  for (int i = 0; i < 4; ++i) _mm512_storeu_si512(out + 32 * i, chunk.part[i]);
+}
+#else
+static void decode_chunk(CodedRow row, bf16 out[kChunk]) {
+  for (std::int64_t i = 0; i < kChunk; ++i) out[i] = row[i];
+}
+#endif
+
+static inline void put_one(float* p, bf16 a) { *p = widened(a); }
+static inline void put_one(bf16* p, bf16 a) { *p = a; }
+
+template <class T>
+static void unpack_row(CodedRow row, CodedRow ahead, std::int64_t n, T* out) {
+  for (std::int64_t i = 0; i < n; i += kChunk) {
+    prefetch(ahead + i);
+    bf16 chunk[kChunk];
+    decode_chunk(row + i, chunk);
+    for (std::int64_t d = 0; d < kChunk; ++d) put_one(out + i + d, chunk[d]);
+  }
+  for (std::int64_t p = 0; p < row.patches(); ++p) put_one(out + row.column(p), row.value(p));
+}
+
 constexpr std::int64_t kAheadRows = 2;
 
 template <class W>
@@ -71,8 +96,12 @@ static void unpack_as(Context& context, const Matrix& matrix, std::int64_t begin
           const std::int64_t ahead = i + kAheadRows < matrix.rows ? i + kAheadRows : i;
           fetch_scales<W>(matrix, ahead);
           const float scale = std::is_same_v<W, int8> ? scales[i * matrix.scale_stride] : 1.f;
-          unpack_row<W>(row_of<W>(matrix, i), row_of<W>(matrix, ahead), scale, matrix.columns,
-                        out + (i - begin) * matrix.columns);
+          T* to = out + (i - begin) * matrix.columns;
+          if constexpr (std::is_same_v<W, coded>) {
+            unpack_row(row_of<W>(matrix, i), row_of<W>(matrix, ahead), matrix.columns, to);
+          } else {
+            unpack_row<W>(row_of<W>(matrix, i), row_of<W>(matrix, ahead), scale, matrix.columns, to);
+          }
         }
       });
     });

@@ -96,3 +96,5 @@ struct SumFor {
 };
 
 }  // namespace winnow::WINNOW_LEVEL
+
+#include "coded_avx2.hpp"

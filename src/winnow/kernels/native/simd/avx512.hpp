@@ -104,11 +104,11 @@ inline Floats load_some(const int8* p, std::int64_t n) { return {widen8(_mm_mask
 inline Floats load_some(const float* p, std::int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
 inline Floats load_some(const bf16* p, std::int64_t n) { return {widen(_mm256_maskz_loadu_epi16(first(n), p))}; }
 // Two vectors of bfloat16: the even elements and the odd ones, for one load and no widening.
-inline void load_pair(const bf16* p, Floats& even, Floats& odd) {
-  const __m512i both = _mm512_loadu_si512(p);
+inline void load_pair(__m512i both, Floats& even, Floats& odd) {
   even.v = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
   odd.v = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
+inline void load_pair(const bf16* p, Floats& even, Floats& odd) { load_pair(_mm512_loadu_si512(p), even, odd); }
 inline void settle_pair(const bf16*, float* y) {
   const __m512 even = _mm512_loadu_ps(y), odd = _mm512_loadu_ps(y + kLanes);
   const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
@@ -340,3 +340,5 @@ inline bool add_short(const Short<const int8*, Bytes> runs[], int count, std::in
 }
 
 }  // namespace winnow::WINNOW_LEVEL
+
+#include "coded_avx512.hpp"

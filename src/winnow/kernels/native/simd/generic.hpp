@@ -39,6 +39,8 @@ inline Floats load(Int4Row p) {
   return a;
 }
 inline Floats load_some(Int4Row p, std::int64_t) { return load(p); }  // rows are whole groups of 32
+inline float element(const float* x, std::int64_t i) { return x[i]; }
+inline std::int64_t pair_place(std::int64_t i) { return i; }
 template <class W>
 inline Floats load_some(const W* p, std::int64_t n) {  // n < 4
   W padded[4] = {};

@@ -23,8 +23,10 @@ struct int8 {
   std::int8_t value;  // times the scale of its row
 };
 struct int4 {};  // two to a byte, see Int4Row
+struct coded {};  // bfloat16 in twelve bits, see CodedRow
 }  // namespace winnow
 
+#include "coded.hpp"
 #include "int4.hpp"
 
 namespace winnow::WINNOW_LEVEL {
