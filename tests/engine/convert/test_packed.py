@@ -1,6 +1,5 @@
 """Packed files: the bits of packing on the spot, or one line that says why not."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,22 +14,19 @@ from safetensors.torch import load_file, save_file
 
 from tests.cli import checkpoint as tiny
 from tests.engine import predictors
+from tests.engine.convert.packing import INT8, LLAMA, WIDE, model, packed_file, packed_now, read, same_bits
 from tests.engine.opt_files import OPT, random_tensors, refused, write
 from winnow.base import room
 from winnow.base.errors import ResourceError, UsageError
 from winnow.base.rng import generator
-from winnow.engine import Checkpoint, load, load_weights
-from winnow.engine.convert import Form, find_packed, open_weights, pack, packed, read_packed
+from winnow.engine import Checkpoint, load
+from winnow.engine.convert import Form, find_packed, open_weights, pack, read_packed
 from winnow.engine.convert.parts import parts
 from winnow.engine.sparsity import Lookahead, Plan
 from winnow.engine.sparsity.plan import Provenance
-from winnow.engine.synthetic import llama_config
-from winnow.engine.weights import DTYPES, Weights
-from winnow.kernels import CodedMatrix, Int4Matrix, NeuronRecords, QuantisedMatrix, int4, native
-from winnow.kernels.gathered_linear import by_blocks
+from winnow.engine.weights import DTYPES
+from winnow.kernels import native
 
-LLAMA = {**llama_config(2, 64, 96, 4, 2, vocab_size=311), "max_position_embeddings": 160}
-WIDE = {**llama_config(2, 256, 384, 4, 2, vocab_size=311), "max_position_embeddings": 160}  # bf16 is coded
 POST_NORM = {"do_layer_norm_before": False, "word_embed_proj_dim": 32}
 BARE = {"enable_bias": False, "layer_norm_elementwise_affine": False, "tie_word_embeddings": False}
 FAMILIES = {
@@ -45,39 +41,7 @@ FAMILIES = {
     "llama-coded": WIDE,
 }
 TYPES = [("fp32", "fp32"), ("bf16", "bf16"), ("int8", "int8"), ("int4", "int4"), ("int4", "bf16")]
-INT8 = Form("int8", "int8")
 PROMPT = "the wind takes the light chaff"
-
-
-def model(directory: Path, raw: dict | None = None) -> Path:
-    """Write a model of the shape `raw`, with a tokenizer."""
-    tiny.write(directory)
-    if raw is not None:
-        tensors = random_tensors(raw)
-        scaled = {k: t * 1.5 / t.shape[1] ** 0.5 if t.ndim == 2 else 1 + 0.3 * t for k, t in tensors.items()}
-        write(directory, scaled, raw)
-    return directory
-
-
-def packed_now(directory: Path, form: Form) -> Weights:
-    types = DTYPES[form.dtype], DTYPES[form.head_dtype]
-    return load_weights(Checkpoint.open(directory), types[0], head_dtype=types[1], by_head=form.by_head)
-
-
-def packed_file(directory: Path, form: Form = INT8) -> Path:
-    return pack(Checkpoint.open(directory), form, directory).path
-
-
-def read(path: Path, form: Form = INT8) -> Weights:
-    return read_packed(path, Checkpoint.open(path.parent), form)
-
-
-def same_bits(left: Weights, right: Weights) -> bool:
-    a, b = parts(left), parts(right)
-    return a.keys() == b.keys() and all(
-        a[name].dtype == b[name].dtype and torch.equal(a[name].view(torch.uint8), b[name].view(torch.uint8))
-        for name in a
-    )
 
 
 def said(directory: Path, **options) -> tuple[list[int], list[float] | None]:
@@ -376,49 +340,3 @@ def test_compiled_and_portable_packages_read_each_others_files(
     monkeypatch.setattr(native, "module", None)
     assert same_bits(read(directory / form.file_name, form), held)
     assert packed_file(directory, form).read_bytes() == compiled
-
-
-@pytest.fixture
-def wide(tmp_path: Path) -> Path:
-    """A model wide enough for bfloat16 to be coded."""
-    return model(tmp_path / "model", WIDE)
-
-
-@pytest.mark.compiled
-def test_coded_weights_that_lead_out_of_their_rows_are_refused(wide: Path) -> None:
-    form = Form("bf16", "bf16")
-    path = packed_file(wide, form)
-    data = path.read_bytes()
-    end = 8 + int.from_bytes(data[:8], "little")
-    first, _ = json.loads(data[8:end])["layers.0.qkv.matrix"]["data_offsets"]
-    place = end + first + 44  # how many patches the first row has
-    path.write_bytes(data[:place] + (12).to_bytes(4, "little") + data[place + 4 :])
-    message = refused(lambda: read(path, form))
-    assert "holds coded weights that lie outside their rows in layers.0.qkv.matrix" in message
-
-
-@pytest.mark.compiled
-def test_a_model_that_cannot_be_coded_is_packed_and_read_plain(wide: Path) -> None:
-    form, coded = Form("bf16", "bf16"), packed_now(wide, Form("bf16", "bf16"))
-    tensors = load_file(wide / "model.safetensors")
-    tensors["model.layers.1.self_attn.k_proj.weight"][3] = 2.0 ** torch.arange(-120, 136)
-    save_file(tensors, wide / "model.safetensors")
-    path = packed_file(wide, form)
-    assert same_bits(read(path, form), packed_now(wide, form))
-    assert read(path, form).layers[0].qkv.matrix.n_bytes > coded.layers[0].qkv.matrix.n_bytes
-
-
-def test_the_bits_of_packing_are_those_of_the_format() -> None:
-    """Whoever changes how weights are rounded or laid out raises FORMAT, or old files would be believed."""
-    weight, bias = ((torch.arange(5 * 64) * 7919 % 1009 - 504) / 512).view(5, 64), torch.arange(5) / 4
-    records = [NeuronRecords.pack(weight, weight, bias, dtype=t) for t in (torch.bfloat16, torch.int8)]
-    records += [NeuronRecords.pack(weight, weight, bias, weight, dtype=int4)]
-    int8, halves = QuantisedMatrix.of(weight), Int4Matrix.of(weight)
-    held = [int8.values, int8.scales, halves.groups, halves.scales, by_blocks(weight, 4).contiguous()]
-    held += [each.storage for each in records]
-    wide = (torch.arange(5 * 256) * 7919 % 1009 - 504).view(5, 256) * 2.0 ** (torch.arange(256) % 11 - 30)
-    coded = CodedMatrix.of(wide)
-    assert coded is not None
-    held += [coded.storage]
-    digest = hashlib.sha256(b"".join(each.view(torch.uint8).numpy().tobytes() for each in held))
-    assert (packed.FORMAT, digest.hexdigest()[:16]) == ("winnow-packed/4", "70c09e6e11097b10")
