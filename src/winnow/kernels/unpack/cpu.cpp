@@ -55,6 +55,12 @@ static void decode_chunk(CodedRow row, bf16 out[kChunk]) {
 }
 #endif
 
+static void decode_chunk(CodedRow row, float out[kChunk]) {
+  bf16 chunk[kChunk];
+  decode_chunk(row, chunk);
+  for (std::int64_t i = 0; i < kChunk; ++i) out[i] = widened(chunk[i]);
+}
+
 static inline void put_one(float* p, bf16 a) { *p = widened(a); }
 static inline void put_one(bf16* p, bf16 a) { *p = a; }
 
@@ -62,9 +68,7 @@ template <class T>
 static void unpack_row(CodedRow row, CodedRow ahead, std::int64_t n, T* out) {
   for (std::int64_t i = 0; i < n; i += kChunk) {
     prefetch(ahead + i);
-    bf16 chunk[kChunk];
-    decode_chunk(row + i, chunk);
-    for (std::int64_t d = 0; d < kChunk; ++d) put_one(out + i + d, chunk[d]);
+    decode_chunk(row + i, out + i);
   }
   for (std::int64_t p = 0; p < row.patches(); ++p) put_one(out + row.column(p), row.value(p));
 }
