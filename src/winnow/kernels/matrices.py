@@ -29,6 +29,7 @@ from winnow.kernels.pack import (
     is_sound,
     pack,
     pack_coded,
+    unpack_coded,
 )
 
 MOST_BYTES = 1 << 16  # weights in a row of int8: their products are summed in 32 bits
@@ -126,7 +127,7 @@ class CodedMatrix:
 
     @classmethod
     def of(cls, weight: Float[Tensor, "M D"]) -> "CodedMatrix | None":
-        """Return `weight`, rounded to bfloat16, or None where its exponents take too many values."""
+        """Return `weight`, rounded to bfloat16, or None where a row has more patches than room."""
         held = cls.empty(*weight.shape)
         return held if held.put(weight) else None
 
@@ -137,7 +138,7 @@ class CodedMatrix:
         return cls(aligned_bytes(n_rows * row_bytes).view(n_rows, row_bytes), width)
 
     def put(self, weight: Float[Tensor, "N D"], first: int = 0) -> bool:
-        """Write the rows from `first` on; False, some unwritten, where exponents take too many values."""
+        """Write the rows from `first` on; False, some unwritten, where one has more patches than room."""
         return pack_coded(weight, self.storage[first : first + len(weight)])
 
     def is_sound(self) -> bool:
@@ -147,12 +148,7 @@ class CodedMatrix:
     @property
     def weight(self) -> BFloat16[Tensor, "M D"]:
         """The matrix that is meant, made anew at each call."""
-        if native.module is None or not len(self.storage):
-            return from_coded(self.storage, self.width)
-        weight = torch.empty(self.shape, dtype=torch.bfloat16)
-        cpu = native.module.Cpu(torch.get_num_threads(), native.module.isa_levels()[-1])
-        cpu.unpack(self.handle, 0, weight.view(torch.uint16).numpy())
-        return weight
+        return unpack_coded(self.storage, self.width)
 
     @property
     def shape(self) -> tuple[int, ...]:

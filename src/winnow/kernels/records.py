@@ -161,7 +161,11 @@ class NeuronRecords:
 
         Returns False, with rows unwritten, where the records are coded and `weight` cannot be.
         """
-        return self.part(part).put(weight) is not False
+        rows = self.part(part)
+        if isinstance(rows, CodedMatrix):
+            return rows.put(weight)
+        rows.put(weight)
+        return True
 
     def part(self, name: str) -> AnyMatrix:
         """Return the rows of "w_in", "w_up" or "w_out" as a matrix in the records' memory."""

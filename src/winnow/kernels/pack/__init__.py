@@ -12,7 +12,7 @@ the weights where they lie, transposed ones too.
     groups/        int4
     coded/         bfloat16 without the bits that it does not need
     check.py       what is refused
-    writing.py     pack and pack_coded
+    writing.py     pack, pack_coded, unpack_coded
     cpu.cpp        blocks of 32 rows shared among the threads, each first made float32
 """
 
@@ -20,7 +20,7 @@ from winnow.kernels.pack.check import check_int4
 from winnow.kernels.pack.coded import can_code, coded_row_bytes, from_coded, is_sound, to_coded
 from winnow.kernels.pack.groups import GROUP, from_int4, to_int4
 from winnow.kernels.pack.reference import to_int8
-from winnow.kernels.pack.writing import pack, pack_coded
+from winnow.kernels.pack.writing import pack, pack_coded, unpack_coded
 
 __all__ = [
     "GROUP",
@@ -35,4 +35,5 @@ __all__ = [
     "to_coded",
     "to_int4",
     "to_int8",
+    "unpack_coded",
 ]

@@ -1,21 +1,21 @@
-"""Writing: weights, rounded, into memory that is there.   (floor 1 · kernels)"""
+"""Writing: weights, rounded, into memory that is there; coded ones back.   (floor 1 · kernels)"""
 
 from types import ModuleType
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import BFloat16, Float, UInt8
 from torch import Tensor
 
 from winnow.kernels import native
 from winnow.kernels.operands import CODED, DTYPE_CODES, int4
 from winnow.kernels.pack.check import check_coded, check_room
-from winnow.kernels.pack.coded import to_coded
+from winnow.kernels.pack.coded import from_coded, to_coded
 from winnow.kernels.pack.groups import to_int4
 from winnow.kernels.pack.reference import to_int8
 
 _STORED_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_ALONE = 1 << 16  # weights that one thread packs before another has started
+_ALONE = 1 << 16  # weights that one thread packs or unpacks before another has started
 
 
 def pack(
@@ -60,8 +60,24 @@ def pack_coded(weight: Float[Tensor, "N D"], rows: Tensor, *, isa: str = "best")
     return _pack_into(weight, into, isa, module)
 
 
+def unpack_coded(rows: UInt8[Tensor, "N row_bytes"], width: int) -> BFloat16[Tensor, "N D"]:
+    """Return the weights that coded rows stand for, in fresh memory; rows may be strided."""
+    module = native.module
+    if module is None:
+        return from_coded(rows, width)
+    weight = torch.empty(len(rows), width, dtype=torch.bfloat16)
+    held = module.Matrix(rows.data_ptr(), len(rows), width, rows.stride(0), CODED, 0, 0)
+    _cpu(weight.numel(), "best", module).unpack(held, 0, weight.view(torch.uint16).numpy())
+    return weight
+
+
 def _pack_into(weight: Tensor, into: Any, isa: str, module: ModuleType) -> bool:
     source = weight.detach() if weight.dtype in _STORED_CODES else weight.detach().float()
-    threads = torch.get_num_threads() if weight.numel() > _ALONE else 1
-    cpu = module.Cpu(threads, module.isa_levels()[-1] if isa == "best" else isa)
+    cpu = _cpu(weight.numel(), isa, module)
     return cpu.pack(source.data_ptr(), _STORED_CODES[source.dtype], *source.stride(), into)
+
+
+def _cpu(n_weights: int, isa: str, module: ModuleType) -> Any:
+    """Return threads of their own for as many weights."""
+    threads = torch.get_num_threads() if n_weights > _ALONE else 1
+    return module.Cpu(threads, module.isa_levels()[-1] if isa == "best" else isa)
