@@ -70,6 +70,13 @@ void gathered_rows(Context& context, const float* x, std::int64_t batch, const M
   run_job(context.pool, listed.size() * rows * row_bytes_of(matrix.dtype, matrix.columns), job);
 }
 
+template <class W>
+inline const char* address(const W* row) {
+  return reinterpret_cast<const char*>(row);
+}
+inline const char* address(Int4Row row) { return reinterpret_cast<const char*>(row.group_bytes()); }
+inline const char* address(CodedRow row) { return reinterpret_cast<const char*>(row.chunk()); }
+
 constexpr std::int64_t kPiece = 512;  // sums kept at once, of all vectors
 constexpr std::int64_t kRuns = 4;  // blocks read side by side, so that sums are stored once for all of them
 
@@ -82,7 +89,8 @@ class Columns {
   // x: of every listed block, `stride` floats apart
   Columns(const Matrix& matrix, const Union& listed, std::int64_t blocks, const Vectors& vectors, std::int64_t stride)
       : matrix_(matrix), listed_(listed), vectors_(vectors), rows_(matrix.rows / blocks), stride_(stride),
-        piece_(piece_of(rows_, vectors.count)), far_(far_of(row_bytes_of(matrix.dtype, matrix.columns))) {}
+        piece_(piece_of(rows_, vectors.count)), far_(far_of(row_bytes_of(matrix.dtype, matrix.columns))),
+        eight_bytes_(kRows * matrix.columns * kLineBytes / kLine<W>) {}
 
   std::int64_t pieces() const { return (rows_ + piece_ - 1) / piece_; }
 
@@ -120,24 +128,34 @@ class Columns {
     return row_of<W>(matrix_, 0) + (listed_.block(i) * rows_ + at) * matrix_.columns;  // they lie in order
   }
 
-  // Adds rows begin..end-1 of the listed blocks from the i-th on, kRuns at most, to the totals of every vector.
+  // Adds rows begin..end-1 of the listed blocks from the i-th on, kRuns at most, to the totals of every vector. What they
+  // are is worked out once and moved on: found anew for every eight rows it took as long as their products.
   void sum_runs(std::int64_t i, std::int64_t begin, std::int64_t end, std::int64_t after, Floats* totals) const {
     const std::int64_t last = i + kRuns < listed_.size() ? i + kRuns : listed_.size(), n = matrix_.columns;
-    Row<W> runs[kRuns], nexts[kRuns];  // next: what is read after a run
+    Row<W> ahead[kRuns], nexts[kRuns];  // ahead: what is fetched; next: what is read after a run
+    Short<Row<W>, Input<W>> runs[kMostBatch][kRuns];
+    int counts[kMostBatch] = {};
     for (std::int64_t k = i; k < last; ++k) {
-      runs[k - i] = row(k, begin);
+      ahead[k - i] = row(k, begin + far_);
       nexts[k - i] = k + kRuns < listed_.size() ? row(k + kRuns, begin) : row(k % kRuns, after * piece_);
+      for (int b = 0; b < vectors_.count; ++b) {
+        if (listed_.is_of(k, b)) runs[b][counts[b]++] = {row(k, begin), scales(k, begin), x(b, k)};
+      }
     }
     for (std::int64_t at = 0; at < end - begin; at += kRows) {
       const std::int64_t later = at + far_ - (end - begin), some = end - begin - at < kRows ? end - begin - at : kRows;
-      for (std::int64_t k = 0; k < last - i; ++k) fetch(later < 0 ? runs[k] + (at + far_) * n : nexts[k] + later * n);
+      const bool is_turn = later >= 0 && (at == 0 || later < kRows);  // `ahead` has come to the end of the runs
+      for (std::int64_t k = 0; k < last - i; ++k) {
+        if (is_turn) ahead[k] = nexts[k] + later * n;
+        fetch(ahead[k]);
+        ahead[k] = ahead[k] + kRows * n;
+      }
       for (int b = 0; b < vectors_.count; ++b) {
-        Short<Row<W>, Input<W>> listed[kRuns];
-        int count = 0;
-        for (std::int64_t k = i; k < last; ++k) {
-          if (listed_.is_of(k, b)) listed[count++] = {runs[k - i] + at * n, scales(k, begin + at), x(b, k)};
+        add(runs[b], counts[b], some, totals + b * piece_ + at);
+        for (int k = 0; k < counts[b]; ++k) {
+          runs[b][k].first = runs[b][k].first + kRows * n;
+          if constexpr (std::is_same_v<W, int8>) runs[b][k].scales += kRows;
         }
-        add(listed, count, some, totals + b * piece_ + at);
       }
     }
   }
@@ -152,7 +170,8 @@ class Columns {
   }
 
   void fetch(Row<W> at) const {
-    for (std::int64_t l = 0; l < kRows * matrix_.columns; l += kLine<W>) prefetch(at + l);
+    const char* bytes = address(at);
+    for (std::int64_t l = 0; l < eight_bytes_; l += kLineBytes) prefetch(bytes + l);
     if constexpr (std::is_same_v<W, int4>) prefetch(at.group_scale());
   }
 
@@ -178,7 +197,7 @@ class Columns {
   const Matrix& matrix_;
   const Union& listed_;
   const Vectors& vectors_;
-  std::int64_t rows_, stride_, piece_, far_;
+  std::int64_t rows_, stride_, piece_, far_, eight_bytes_;  // of eight rows, without their scales
 };
 
 void gathered_columns(Context& context, const float* a, std::int64_t batch, const Matrix& matrix, const float* bias,
