@@ -64,6 +64,11 @@ def test_several_texts_are_read_in_order():
         ("generate x --max-token 3", "unknown option --max-token, did you mean --max-tokens?"),
         ("generate x --max-token=3", "unknown option --max-token, did you mean --max-tokens?"),
         ("generate x --frobnicate", "unknown option --frobnicate. See winnow generate --help"),
+        (
+            "generate x --model m",
+            "unknown option --model: MODEL is a word, expected [MODEL] PROMPT. See winnow generate",
+        ),
+        ("bench --model=m", "unknown option --model: MODEL is a word, expected [MODEL]"),
         ("generate x --max-tokens", "--max-tokens: expected one argument. See winnow generate --help"),
         ("generate x --max-tokens 2.5", "--max-tokens: '2.5' is no whole number"),
         ("generate x --max-tokens 0", "--max-tokens: 0 is too small, expected at least 1"),

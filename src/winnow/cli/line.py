@@ -16,15 +16,20 @@ from winnow.cli.version import version
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line, raised."""
+    """An argparse parser whose errors are one line, raised; `places` are those that words fill."""
+
+    places: tuple[str, ...] = ()
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of printing the usage and leaving."""
         message = message.removeprefix("argument ")
         option = message.removeprefix("unrecognized arguments: ").split()[0].partition("=")[0]
         if message.startswith("unrecognized arguments: "):
+            place = option.lstrip("-").upper()
             near = difflib.get_close_matches(option, self._option_string_actions, n=1)
             message = f"unknown option {option}" + (f", did you mean {near[0]}?" if near else ".")
+            if place in {each.strip("[]") for each in self.places}:
+                message = f"unknown option {option}: {place} is a word, expected {' '.join(self.places)}."
         raise UsageError(f"{message.rstrip('.')}. See {self.prog} --help" if "?" not in message else message)
 
 
@@ -162,6 +167,7 @@ def _parser(name: str, command: Command) -> Parser:
         epilog=command.epilog,
         allow_abbrev=False,
     )
+    parser.places = command.words
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     command.add_options(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
