@@ -141,9 +141,11 @@ def test_the_engine_is_timed_on_every_topic(tmp_path, model, capsys, signal):
         "--quiet",
         "--json",
     ]
-    assert main(["audit", "timing", str(directory), *files, *map(str, words)]) == 0
+    code = main(["audit", "timing", str(directory), *files, *map(str, words)])
     found = json.loads(capsys.readouterr().out)
-    assert found["audit"] == "timing"
+    assert (found["audit"], code) == ("timing", int(found["void"]))
+    # a machine that stalls during a third of ten prompts hides what is planted: a clock's word, not a count's
+    assert signal == "latency" or not found["void"]
     assert [row[:2] for row in found["tables"][0]["rows"]] == [["law", 10], ["sea", 10]]
 
 
