@@ -3,11 +3,14 @@
 Skipped where the extra `peers` is not installed.
 """
 
+import signal
+import sys
+
 import pytest
 import torch
 
 from tests.engine.tiny import LLAMA3
-from winnow.base.errors import UsageError
+from winnow.base.errors import ResourceError, UsageError
 from winnow.engine import DictSource, load_weights, parse_config, tensor_shapes
 from winnow.engine.bench import BenchOptions, Runner, WinnowRunner, race
 from winnow.engine.bench.hf import HfRunner, hf_from_source
@@ -127,6 +130,17 @@ def test_eight_bits_of_llama_cpp_seldom_change_a_token(llama_cpp):
         exact, rounded = (llama_cpp(source, dtype).run(PROMPT, 3).token_ids for dtype in ("bf16", "int8"))
         alike += exact == rounded
     assert alike >= 6
+
+
+def test_a_build_of_llama_cpp_that_would_end_this_process_is_refused():
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is of the extra `peers`")
+    from winnow.engine.bench.llama_cpp import check_survival
+
+    check_survival([sys.executable, "-c", "raise SystemExit(1)"])  # its own errors are told by what follows
+    with pytest.raises(
+        ResourceError, match=f"signal {signal.SIGSEGV:d} .* build its package anew with CMAKE"
+    ):
+        check_survival([sys.executable, "-c", f"import os; os.kill(os.getpid(), {signal.SIGSEGV:d})"])
 
 
 def test_llama_cpp_says_nothing(llama_cpp, capfd):

@@ -6,6 +6,8 @@ then does llama.cpp lay them out anew for the processor's instructions.
 """
 
 import ctypes
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ from winnow.engine.bench.runners import Turn, turn_of
 from winnow.engine.families.tensors import TensorSource
 
 LOG_ERROR = 3
+WITHOUT_AMX = "CMAKE_ARGS=-DCMAKE_CXX_FLAGS=-mno-amx-int8"  # what its package is built with to leave AMX out
 
 _errors: deque[str] = deque(maxlen=1)  # llama.cpp has one log for the process
 
@@ -60,6 +63,8 @@ class LlamaCppRunner:
         with TemporaryDirectory(prefix="winnow-") as directory:
             path = Path(directory) / "model.gguf"
             write_gguf(path, model.metadata, model.tensors)
+            if b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info():
+                check_survival([sys.executable, "-m", __name__, str(path)])
             self._model = _load(path)
         try:
             self._context = _context(self._model, threads, longest, is_exact=encoding is FP32)
@@ -99,6 +104,27 @@ class LlamaCppRunner:
         return int(np.ctypeslib.as_array(pointer, (self._n_logits,))[: self.vocab_size].argmax())
 
 
+def check_survival(command: Sequence[str]) -> None:
+    """Raise ResourceError where a signal ends `command`, which reads a prompt in a process of its own.
+
+    Compilers may drop all but one byte of the tile configuration in llama.cpp's AMX code (its issue 20824):
+    the first product then ends the process, and every other engine's turns with it.
+    """
+    status = subprocess.run(command, check=False, capture_output=True).returncode
+    if status < 0:
+        raise ResourceError(
+            f"llama.cpp with AMX is ended by signal {-status} on this machine; build its package anew with "
+            f"{WITHOUT_AMX}, or leave llama.cpp out."
+        )
+
+
+def _read_a_prompt(path: Path) -> None:
+    model = _load(path)
+    context = _context(model, 1, 8, is_exact=False)
+    ids = (llama_cpp.llama_token * 4)(*range(4))
+    llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(ids, 4))
+
+
 def _load(path: Path) -> llama_cpp.llama_model_p:
     llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p())
     llama_cpp.llama_backend_init()
@@ -135,3 +161,7 @@ def _memory(context: llama_cpp.llama_context_p) -> llama_cpp.llama_memory_t:
 
 def _said() -> str:
     return f" ({_errors[-1]})" if _errors else ""
+
+
+if __name__ == "__main__":
+    _read_a_prompt(Path(sys.argv[1]))
