@@ -172,6 +172,9 @@ const Kernels& kernels();
 namespace avx512_near {  // prefetches into the first-level cache
 const Kernels& kernels();
 }
+namespace avx512_widening {  // multiplies bfloat16 as floats
+const Kernels& kernels();
+}
 namespace avx512 {
 const Kernels& kernels();
 }

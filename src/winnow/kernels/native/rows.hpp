@@ -107,7 +107,7 @@ inline const Input<W>* input(const float* x, std::int64_t n, void* memory) {
   return out;
 }
 
-// Into which cache: see `has_wide_first_level`.
+// Into which cache: see `avx512_kernels`.
 #if defined(WINNOW_NEAR)
 constexpr int kLocality = 3;  // the first level
 #else

@@ -1,6 +1,5 @@
-// AVX-512 F, BW, VL, DQ, BF16 and VNNI: sixteen floats. bfloat16 pairs are multiplied and added by one instruction, twice:
-// the input is a sum of two bfloat16, so that it loses nothing that float32 sums would keep. Bytes are multiplied four at a
-// time, twice too: the input of int8 is a sum of two bytes, sixteen bits of its largest magnitude.
+// AVX-512 F, BW, VL, DQ, BF16 and VNNI: sixteen floats; for bfloat16 see bf16_avx512.hpp. Bytes are multiplied four at a
+// time, twice: the input of int8 is a sum of two bytes, sixteen bits of its largest magnitude.
 #pragma once
 
 #include <immintrin.h>
@@ -17,28 +16,10 @@ inline Floats zero() { return {_mm512_setzero_ps()}; }
 inline Floats splat(float a) { return {_mm512_set1_ps(a)}; }
 inline __mmask16 first(std::int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }  // n < 16
 inline __mmask32 first32(std::int64_t n) { return static_cast<__mmask32>((1ull << n) - 1ull); }  // n <= 32
-inline __m512 widen(__m256i a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16)); }
-
-// A vector as sums of two bfloat16, 16 bits of mantissa together: 32 high parts, their 32 low parts, the next 32, ...
-// An element stands for the place of one float: block k begins at element 32 k.
-struct Halves {
-  bf16 part[2];
-};
-
-inline void lay_out(const float* x, std::int64_t n, Halves* out) {
-  for (std::int64_t i = 0; i < n; i += kLanes) {
-    const __mmask16 there = n - i < kLanes ? first(n - i) : static_cast<__mmask16>(~0);
-    const __m512 a = _mm512_maskz_loadu_ps(there, x + i);
-    const __m256i high = (__m256i)_mm512_cvtneps_pbh(a);
-    const __m512 rest = _mm512_sub_ps(a, widen(high));
-    // What is infinite or no number has no rest.
-    const __mmask16 finite = _mm512_cmp_ps_mask(_mm512_abs_ps(rest), _mm512_set1_ps(3.4e38f), _CMP_LT_OQ);
-    const __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_mov_ps(finite, rest));
-    char* block = reinterpret_cast<char*>(out) + i / 32 * 128 + i % 32 * 2;
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(block), high);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(block + 64), low);
-  }
+inline __mmask16 there(std::int64_t left) {  // the first of 16 lanes, as many as are left
+  return left >= kLanes ? static_cast<__mmask16>(~0) : left > 0 ? first(left) : __mmask16{0};
 }
+inline __m512 widen(__m256i a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16)); }
 
 // A vector for int8: whole steps of a common size, each high * 256 + low, two bytes. An element stands for the place of
 // one float: behind a head of 64 elements, block k of 64 elements holds 64 high bytes, then 64 low ones.
@@ -54,9 +35,6 @@ struct BytesHead {
 };
 inline const BytesHead& head(const Bytes* x) { return *reinterpret_cast<const BytesHead*>(x); }
 
-inline __mmask16 there(std::int64_t left) {  // the first of 16 lanes, as many as are left
-  return left >= kLanes ? static_cast<__mmask16>(~0) : left > 0 ? first(left) : __mmask16{0};
-}
 // Sums over four neighbours, in the lanes 0..3: as the products of bytes are summed.
 inline __m128i fours(__m512i a) {
   const __m512i pairs = _mm512_add_epi32(a, _mm512_srli_epi64(a, 32));
@@ -116,12 +94,14 @@ inline void settle_pair(const bf16*, float* y) {
   _mm512_storeu_ps(y, _mm512_permutex2var_ps(even, low, odd));
   _mm512_storeu_ps(y + kLanes, _mm512_permutex2var_ps(even, high, odd));
 }
+// Of two vectors, where their even and odd elements stand.
+inline __m512i evens() { return _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30); }
+inline __m512i odds() { return _mm512_add_epi32(evens(), _mm512_set1_epi32(1)); }
 // The inverse of settle_pair: y in the order in which load_pair gives bfloat16.
 inline void split_pair(const bf16*, const float* x, float* y) {
   const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + kLanes);
-  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  _mm512_storeu_ps(y, _mm512_permutex2var_ps(a, even, b));
-  _mm512_storeu_ps(y + kLanes, _mm512_permutex2var_ps(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b));
+  _mm512_storeu_ps(y, _mm512_permutex2var_ps(a, evens(), b));
+  _mm512_storeu_ps(y + kLanes, _mm512_permutex2var_ps(a, odds(), b));
 }
 inline void store(float* p, Floats a) { _mm512_storeu_ps(p, a.v); }
 inline void store_some(float* p, Floats a, std::int64_t n) { _mm512_mask_storeu_ps(p, first(n), a.v); }
@@ -178,22 +158,23 @@ inline Floats sum_each(const Floats a[16]) {
   return {_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd))};
 }
 
+}  // namespace winnow::WINNOW_LEVEL
+
+#include "bf16_avx512.hpp"
+
+namespace winnow::WINNOW_LEVEL {
+
 template <class W, class X>
 constexpr int kStep = 16;
 template <>
-inline constexpr int kStep<bf16, Halves> = 32;
+inline constexpr int kStep<bf16, PairInput> = 32;
 template <class W>
 constexpr int kStep<W, Bytes> = 64;
 
 inline Floats step(Floats acc, const float* w, const float* x) { return fma(load(w), load(x), acc); }
 inline Floats step(Floats acc, const bf16* w, const float* x) { return fma(load(w), load(x), acc); }
-inline Floats dot_halves(Floats acc, __m512i w, const Halves* x, __mmask32 mask) {
-  const char* parts = reinterpret_cast<const char*>(x);
-  acc.v = _mm512_dpbf16_ps(acc.v, (__m512bh)w, (__m512bh)_mm512_maskz_loadu_epi16(mask, parts));
-  return {_mm512_dpbf16_ps(acc.v, (__m512bh)w, (__m512bh)_mm512_maskz_loadu_epi16(mask, parts + 64))};
-}
-inline Floats step(Floats acc, const bf16* w, const Halves* x) {
-  return dot_halves(acc, _mm512_loadu_si512(w), x, ~__mmask32{0});
+inline Floats step(Floats acc, const bf16* w, const PairInput* x) {
+  return multiply_pairs(acc, _mm512_loadu_si512(w), x);
 }
 
 inline Floats step_some(Floats acc, const float* w, const float* x, std::int64_t n) {
@@ -202,8 +183,8 @@ inline Floats step_some(Floats acc, const float* w, const float* x, std::int64_t
 inline Floats step_some(Floats acc, const bf16* w, const float* x, std::int64_t n) {
   return fma(load_some(w, n), load_some(x, n), acc);
 }
-inline Floats step_some(Floats acc, const bf16* w, const Halves* x, std::int64_t n) {
-  return dot_halves(acc, _mm512_maskz_loadu_epi16(first32(n), w), x, first32(n));
+inline Floats step_some(Floats acc, const bf16* w, const PairInput* x, std::int64_t n) {
+  return multiply_pairs(acc, _mm512_maskz_loadu_epi16(first32(n), w), x);  // beyond n the input is 0
 }
 
 // Products of bytes: of an unsigned one, the weight plus 128, with a signed one of the input.
@@ -253,7 +234,7 @@ struct InputFor<float> {
 };
 template <>
 struct InputFor<bf16> {
-  using type = Halves;
+  using type = PairInput;
 };
 template <>
 struct InputFor<int8> {
@@ -272,36 +253,6 @@ template <>
 struct SumFor<int8> {
   using type = ByteSums;
 };
-
-// Eight short rows that follow each other, of a few runs, each run with a vector of its own in registers.
-template <int kLines>
-inline void add_rows(const Short<const bf16*, Halves> runs[], int count, Floats sums[8]) {
-  __m512 acc[8];
-  for (int r = 0; r < 8; ++r) acc[r] = sums[r].v;
-  for (int k = 0; k < count; ++k) {
-    __m512bh x[2 * kLines];
-    for (int i = 0; i < 2 * kLines; ++i) {
-      x[i] = (__m512bh)_mm512_loadu_si512(reinterpret_cast<const char*>(runs[k].x) + 64 * i);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < 8; ++r) {
-#pragma GCC unroll 8
-      for (int l = 0; l < kLines; ++l) {
-        const auto w = (__m512bh)_mm512_loadu_si512(runs[k].first + (r * kLines + l) * 32);
-        acc[r] = _mm512_dpbf16_ps(_mm512_dpbf16_ps(acc[r], w, x[2 * l]), w, x[2 * l + 1]);
-      }
-    }
-  }
-  for (int r = 0; r < 8; ++r) sums[r].v = acc[r];
-}
-
-inline bool add_short(const Short<const bf16*, Halves> runs[], int count, std::int64_t n, Floats sums[8]) {
-  switch (n) {
-    case 64: add_rows<2>(runs, count, sums); return true;
-    case 128: add_rows<4>(runs, count, sums); return true;
-    default: return false;
-  }
-}
 
 template <int kLines>
 inline void add_rows(const Short<const int8*, Bytes> runs[], int count, Floats sums[8]) {

@@ -24,22 +24,17 @@ inline Chunk decode(CodedRow row) {
 }
 
 template <>
-inline constexpr int kStep<coded, Halves> = kChunk;
+inline constexpr int kStep<coded, PairInput> = kChunk;
 template <>
 struct InputFor<coded> {
-  using type = Halves;
+  using type = PairInput;
 };
 
-inline Floats step(Floats acc, CodedRow w, const Halves* x) {
+inline Floats step(Floats acc, CodedRow w, const PairInput* x) {
   const Chunk chunk = decode(w);
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) acc = dot_halves(acc, chunk.part[i], x + 32 * i, ~__mmask32{0});
+  for (int i = 0; i < 4; ++i) acc = multiply_pairs(acc, chunk.part[i], x + 32 * i);
   return acc;
-}
-// An element of a vector.
-inline float element(const Halves* x, std::int64_t i) {
-  const auto* parts = reinterpret_cast<const bf16*>(x) + i / 32 * 64 + i % 32;
-  return widened(parts[0]) + widened(parts[32]);
 }
 
 // 32 weights or 128, from a multiple of their number on, in pair order, that of bfloat16.
@@ -53,7 +48,7 @@ inline void load_vectors(CodedRow row, Floats out[]) {
     for (int i = 0; i < 4; ++i) load_pair(chunk.part[i], out[2 * i], out[2 * i + 1]);
   }
 }
-inline Floats step_some(Floats acc, CodedRow w, const Halves* x, std::int64_t n) {
+inline Floats step_some(Floats acc, CodedRow w, const PairInput* x, std::int64_t n) {
   alignas(64) float products[kLanes] = {};
   for (std::int64_t i = 0; i < n; ++i) products[i % kLanes] += widened(w[i]) * element(x, i);
   return {_mm512_add_ps(acc.v, _mm512_load_ps(products))};
