@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from winnow.base.errors import UsageError
@@ -192,5 +193,7 @@ def _notes(rows: Sequence[Row], options: BenchOptions, expected: Expected | None
 
 
 def _rss_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
+    """Return the memory of this process and of those that engines of this race run in."""
+    children = [file.read_text().split() for file in Path("/proc/self/task").glob("*/children")]
+    files = [Path("/proc", process, "statm") for process in ("self", *chain(*children))]
+    return sum(4096 * int(file.read_text().split()[1]) for file in files)

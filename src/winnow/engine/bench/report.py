@@ -12,7 +12,7 @@ class Row:
     those set aside and the report is void. A turn's decode speed leaves the prompt out and is that of its
     median step; `tokens_per_second_mean` goes by all steps. `bytes_per_token` counts
     the weights, predictors and cached keys and values that a decode step reads; `bandwidth_share` holds
-    it against the probed read bandwidth. `rss_bytes` is the whole process, all engines in it.
+    it against the probed read bandwidth. `rss_bytes` is that of all engines together.
     """
 
     engine: str
