@@ -5,7 +5,8 @@
 // listed.
 //
 // Each thread reads eight records side by side, from their in-weights on to their out-weights, whose beginning is
-// fetched before it is known whether the neurons fire; the eight records after them are known by then.
+// fetched before it is known whether the neurons fire; the eight records after them are known by then. Neurons that fire are
+// added by eights: int4 is rounded together with its neighbours, so these must be the same whatever else is listed.
 //
 // The vectors of a batch have a list and a sum each. A thread works through a team's neurons in windows that its cache
 // holds, vector by vector, each as if it were alone: what several list is read from memory once.
@@ -62,12 +63,20 @@ static void join(const Mlp<W>& mlp, std::int64_t team) {
 
 template <class W>
 struct Group {
-  Row<W> in[kRows], out[kRows];  // in: from `first` on; the last neuron stands in for those that are missing
+  Row<W> in[kRows];  // from `first` on; the last neuron stands in for those that are missing
   const float* tails[kRows];
-  float values[2 * kRows] = {};  // of the `firing` neurons whose rows are out[0], out[1], ...; before, the given gates
-  int size = 0, firing = 0;
+  float values[2 * kRows] = {};  // before they are computed, the given gates
+  int size = 0;
   std::int64_t team = 0, vector = 0;
   bool is_first = false, is_last = false;  // of its vector's team; of its team
+};
+
+// The neurons of a vector's team that fire and are not added yet.
+template <class W>
+struct Firing {
+  Row<W> out[2 * kRows];
+  float values[2 * kRows];
+  int count = 0;
 };
 
 // The groups of the teams that this thread claims, one after the other.
@@ -159,9 +168,9 @@ class Stream {
   std::int64_t at_[kMostBatch], end_[kMostBatch];  // of each vector: what is read next; the end of its window
 };
 
-// Computes the values of a group and keeps the neurons that fire, all of them where `keep_all`.
+// Computes the values of a group and lists the neurons that fire.
 template <class W>
-static void evaluate(const Mlp<W>& mlp, Group<W>& group, bool keep_all) {
+static void evaluate(const Mlp<W>& mlp, Group<W>& group, Firing<W>& firing) {
   float* values = group.values;
   const Parts<W>& parts = mlp.parts;
   Row<W> up[kRows], out[kRows];
@@ -179,27 +188,24 @@ static void evaluate(const Mlp<W>& mlp, Group<W>& group, bool keep_all) {
     part_dots<W>(parts, up, group.tails, parts.up(), mlp.x[group.vector], ups, out);
     for (int r = 0; r < kRows; ++r) values[r] = values[r] == 0.f ? 0.f : values[r] * (ups[r] + group.tails[r][1]);
   }
-  group.firing = 0;
   for (int r = 0; r < group.size; ++r) {
-    if (keep_all || !(values[r] == 0.f)) {
-      values[group.firing] = values[r];
-      if constexpr (std::is_same_v<W, int8>) values[group.firing] *= parts.scale(group.tails[r], parts.out());
-      group.out[group.firing++] = out[r];
-    }
+    if (values[r] == 0.f) continue;
+    firing.out[firing.count] = out[r];
+    firing.values[firing.count] = values[r];
+    if constexpr (std::is_same_v<W, int8>) firing.values[firing.count] *= parts.scale(group.tails[r], parts.out());
+    ++firing.count;
   }
 }
 
-// Adds the out-weights of a group to the sum of its team.
+// Adds the first neurons that fire, eight or all, to a sum; `next` is null, or the rows that are read next.
 template <class W>
-static void add(const Mlp<W>& mlp, Group<W>& group, const Group<W>& next) {
-  float* sum = mlp.sum(group.vector, group.team);
-  if (group.is_first) {
-    for (std::int64_t d = 0; d < mlp.records.width; ++d) sum[d] = 0.f;
-  }
-  if (group.firing > 0) {
-    axpy8<W>(group.out, group.values, group.firing, mlp.records.width, sum, next.size > 0 ? next.in : group.in);
-  } else {
-    for (int r = 0; r < next.size; ++r) prefetch_start<W>(next.in[r], mlp.records.width);
+static void add(const Mlp<W>& mlp, Firing<W>& firing, float* sum, const Row<W>* next) {
+  const int count = firing.count < kRows ? firing.count : kRows;
+  axpy8<W>(firing.out, firing.values, count, mlp.records.width, sum, next);
+  firing.count -= count;
+  for (int r = 0; r < firing.count; ++r) {
+    firing.out[r] = firing.out[kRows + r];
+    firing.values[r] = firing.values[kRows + r];
   }
 }
 
@@ -208,13 +214,25 @@ static void work_through(const Mlp<W>& mlp, Pool& pool) {
   Stream<W> stream(mlp, pool);
   Group<W> groups[2];
   Group<W> *now = &groups[0], *next = &groups[1];
-  const bool keep_all = mlp.teams[0].is_dense();
+  Firing<W> firing[kMostBatch];
   stream.read(*now);
   while (now->size > 0) {
-    evaluate<W>(mlp, *now, keep_all);
+    Firing<W>& those = firing[now->vector];
+    float* sum = mlp.sum(now->vector, now->team);
+    for (std::int64_t d = 0; now->is_first && d < mlp.records.width; ++d) sum[d] = 0.f;
+    evaluate<W>(mlp, *now, those);
     stream.read(*next);
-    add<W>(mlp, *now, *next);
-    if (now->is_last) join(mlp, now->team);
+    if (those.count >= (now->is_last ? 1 : kRows)) {
+      add<W>(mlp, those, sum, next->size > 0 ? next->in : now->in);
+    } else {
+      for (int r = 0; r < next->size; ++r) prefetch_start<W>(next->in[r], mlp.records.width);
+    }
+    if (now->is_last) {
+      for (std::int64_t b = 0; b < mlp.batch; ++b) {
+        if (firing[b].count > 0) add<W>(mlp, firing[b], mlp.sum(b, now->team), nullptr);
+      }
+      join(mlp, now->team);
+    }
     std::swap(now, next);
   }
 }

@@ -155,6 +155,12 @@ inline void row_groups(const Int4Row rows[kCount], const Int4Row later[kCount], 
   }
 }
 
+// What is fetched while a row is read at `i`: its own weights further on or, at its end, those of the row after it.
+inline Int4Row place_ahead(Int4Row row, Int4Row next, std::int64_t i, std::int64_t n) {
+  const std::int64_t past = i + kAhead<int4> - n;
+  return past < 0 ? row + (i + kAhead<int4>) : next + (n < kAhead<int4> ? i : past);
+}
+
 // Vectors that add up to rows[r] . x; `next` is null, or what is read after each row.
 inline void dot_groups(const Int4Row rows[kRows], const Groups* x, std::int64_t n, Floats sums[kRows],
                        const Int4Row next[kRows]) {
@@ -169,10 +175,7 @@ inline void dot_groups(const Int4Row rows[kRows], const Groups* x, std::int64_t 
     for (int r = 0; r < kRows; ++r) {
       at[r] = (rows[r] + i).group_bytes();
       scales[r] = _mm512_mul_ps(scales16((rows[r] + i).group_scale(), groups), input);
-      if (next) {
-        const std::int64_t past = i + kAhead<int4> - n;
-        ahead[r] = past < 0 ? rows[r] + (i + kAhead<int4>) : next[r] + (n < kAhead<int4> ? i : past);
-      }
+      if (next) ahead[r] = place_ahead(rows[r], next[r], i, n);
     }
     for (std::int64_t quad = 0; quad < groups / kQuad; ++quad) {
       dot_quad<kRows>(at, scales, x + i, quad, kQuad, acc, next ? ahead : nullptr);
@@ -265,21 +268,21 @@ inline void settle_groups(float* y, std::int64_t n) {
   for (std::int64_t i = 0; i + kQuad * kGroup <= n; i += kQuad * kGroup) settle_quad(y + i);
 }
 
-// Adds four groups of two rows, the second after the first, times their weights for these groups, which stand at
-// `places` of `weights`. A word of each row makes a lane, whose two products are added one after the other; each of the
-// four weights in a word is the low four bits once it is shifted, and looked up by five, hence twice in `steps`.
-inline void add_pair(const unsigned char* row, const unsigned char* second, __m512bh weights, __m512i places,
-                     __m512i steps, __m512 sums[8]) {
-  const auto weight = (__m512bh)_mm512_permutexvar_epi16(places, (__m512i)weights);
-  __m512i words[2] = {_mm512_mask_loadu_epi16(_mm512_loadu_si512(second), 0xaaaaaaaau, row - 2),
-                      _mm512_mask_loadu_epi16(_mm512_loadu_si512(row), 0x55555555u, second + 2)};
-#pragma GCC unroll 4
-  for (int k = 0; k < 4; ++k) {
+// Of a word's four weights of four bits the lower three are multiplied where they stand, the fourth is shifted down.
+constexpr int times_too_large(int k) { return k == 3 ? 1 : 1 << (4 * k); }
+
+// Adds four groups of two rows times their weights, which stand for these groups in the halves of a lane, the first's
+// above. A word of each row makes a lane.
+inline void add_pair(const unsigned char* row, const unsigned char* second, __m512i weights, __m512i sums[8]) {
+  const __m512i words[2] = {_mm512_mask_loadu_epi16(_mm512_loadu_si512(second), 0xaaaaaaaau, row - 2),
+                            _mm512_mask_loadu_epi16(_mm512_loadu_si512(row), 0x55555555u, second + 2)};
 #pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      __m512& sum = sums[4 * i + k];
-      sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_permutexvar_epi16(words[i], steps), weight);
-      words[i] = _mm512_srli_epi16(words[i], 4);
+  for (int i = 0; i < 2; ++i) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      const __m512i steps = k == 3 ? _mm512_srli_epi16(words[i], 12)
+                                   : _mm512_and_si512(words[i], _mm512_set1_epi16(static_cast<short>(15 << 4 * k)));
+      sums[4 * i + k] = _mm512_dpwssd_epi32(sums[4 * i + k], steps, weights);
     }
   }
 }
@@ -303,39 +306,69 @@ inline void add_last_groups(const unsigned char* const at[kCount], const __m512 
   }
 }
 
-// y += a[r] * rows[r], row after row; a[r] times the scale of a group is rounded to bfloat16.
+// The weights of some rows for 16 groups each, as whole numbers of 16 bits with one step for a group of all rows: their
+// products with weights of four bits are added up without rounding, in any order.
+template <int kCount>
+struct Shares {
+  __m512i pairs[kCount / 2];  // the first of two rows in the upper half of a lane
+  __m512i excess;             // what the steps of weights, 8 too large, add too much
+  __m512 step;
+
+  Shares(const __m512 weights[kCount], float wrong) {
+    __m512 most = _mm512_setzero_ps();
+    for (int r = 0; r < kCount; ++r) most = _mm512_max_ps(most, _mm512_abs_ps(weights[r]));
+    // Below, nothing: the inverse must be finite.
+    const __mmask16 some = _mm512_cmp_ps_mask(most, _mm512_set1_ps(1e-30f), _CMP_GT_OQ);
+    const __m512 inverse = _mm512_maskz_div_ps(some, _mm512_set1_ps(32767.f), most);
+    __m512i whole[kCount], sum = _mm512_setzero_si512();
+    for (int r = 0; r < kCount; ++r) {
+      whole[r] = _mm512_cvtps_epi32(_mm512_mul_ps(weights[r], inverse));
+      sum = _mm512_add_epi32(sum, whole[r]);
+    }
+    for (int p = 0; p < kCount / 2; ++p) {
+      pairs[p] = _mm512_mask_blend_epi16(0xaaaaaaaau, whole[2 * p + 1], _mm512_slli_epi32(whole[2 * p], 16));
+    }
+    excess = _mm512_slli_epi32(_mm512_sub_epi32(_mm512_setzero_si512(), sum), 3);
+    step = _mm512_add_ps(_mm512_mul_ps(most, _mm512_set1_ps(1.f / 32767.f)), _mm512_set1_ps(wrong));
+  }
+};
+
+// y += a[r] * rows[r]; a[r] times the scale of a group is rounded to a 32767th of the largest of all these rows.
 template <int kCount>
 inline void axpy_groups(const Int4Row rows[], const float a[], std::int64_t n, float* y, const Int4Row next[kRows]) {
-  const auto steps = (__m512i)_mm512_cvtne2ps_pbh(values16(), values16());
-  // lane by lane where the weight of its group stands, of the second row below, of the first row above
-  const __m512i first_pair = _mm512_or_si512(lanes_of(0), _mm512_slli_epi32(lanes_of(16), 16));
+  float wrong = 0.f;  // NaN where a weight is not finite
+  for (int r = 0; r < kCount; ++r) wrong += a[r] * 0.f;
   for (std::int64_t i = 0; i < n; i += kSuper) {
     const std::int64_t groups = n - i < kSuper ? (n - i) / kGroup : 16;
     const unsigned char* at[kCount];
     __m512 weights[kCount];
-    __m512bh pairs[kCount / 2];
     for (int r = 0; r < kCount; ++r) {
       at[r] = (rows[r] + i).group_bytes();
       weights[r] = _mm512_mul_ps(scales16((rows[r] + i).group_scale(), groups), _mm512_set1_ps(a[r]));
     }
-    for (int p = 0; p < kCount / 2; ++p) pairs[p] = _mm512_cvtne2ps_pbh(weights[2 * p], weights[2 * p + 1]);
+    const Shares<kCount> shares(weights, wrong);
     Int4Row ahead[kRows];
-    if (next) {
-      for (int r = 0; r < kRows; ++r) ahead[r] = next[r] + i;
-    }
+    for (int r = 0; next && r < kRows; ++r) ahead[r] = place_ahead(rows[r % kCount], next[r], i, n);
     for (std::int64_t quad = 0; quad < groups / kQuad; ++quad) {
       if (next) {
         for (std::int64_t g = quad * kQuad; g < (quad + 1) * kQuad; ++g) prefetch_part(ahead, g);
       }
-      float* at_y = y + i + quad * kQuad * kGroup;
-      const __m512i places = _mm512_add_epi16(first_pair, _mm512_set1_epi16(static_cast<short>(quad * kQuad)));
-      __m512 sums[8];
-      for (int v = 0; v < 8; ++v) sums[v] = _mm512_loadu_ps(at_y + v * kLanes);
+      const __m512i lanes = lanes_of(quad * kQuad), excess = _mm512_permutexvar_epi32(lanes, shares.excess);
+      __m512i sums[8];
+#pragma GCC unroll 8
+      for (int v = 0; v < 8; ++v) sums[v] = _mm512_mullo_epi32(excess, _mm512_set1_epi32(times_too_large(v % 4)));
 #pragma GCC unroll 4
       for (int p = 0; p < kCount / 2; ++p) {
-        add_pair(at[2 * p] + quad * 64, at[2 * p + 1] + quad * 64, pairs[p], places, steps, sums);
+        const __m512i pair = _mm512_permutexvar_epi32(lanes, shares.pairs[p]);
+        add_pair(at[2 * p] + quad * 64, at[2 * p + 1] + quad * 64, pair, sums);
       }
-      for (int v = 0; v < 8; ++v) _mm512_storeu_ps(at_y + v * kLanes, sums[v]);
+      const __m512 step = _mm512_permutexvar_ps(lanes, shares.step);
+#pragma GCC unroll 8
+      for (int v = 0; v < 8; ++v) {
+        float* at_y = y + i + quad * kQuad * kGroup + v * kLanes;
+        const __m512 unit = _mm512_mul_ps(step, _mm512_set1_ps(1.f / static_cast<float>(times_too_large(v % 4))));
+        _mm512_storeu_ps(at_y, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[v]), unit, _mm512_loadu_ps(at_y)));
+      }
     }
     add_last_groups<kCount>(at, weights, groups / kQuad * kQuad, groups, y + i);
   }
