@@ -134,6 +134,16 @@ def test_an_mlp_agrees_with_its_definition(
     )
 
 
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+def test_a_broken_input_of_an_mlp_is_not_hidden(
+    cpu: Cpu, dtype: torch.dtype, kind, broken: float, rng: torch.Generator
+):
+    activation, gated = kind
+    x, records = normal(rng, 160), records_of(rng, 100, 160, dtype, gated)
+    x[3] = broken
+    assert not dense_mlp(x, records, activation=activation, cpu=cpu).isfinite().any()
+
+
 @pytest.mark.compiled
 def test_neurons_that_do_not_fire_change_no_bit(isa: str, dtype: torch.dtype, rng: torch.Generator):
     x, records = normal(rng, 160), records_of(rng, 1500, 160, dtype)
