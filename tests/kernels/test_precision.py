@@ -134,6 +134,14 @@ def test_an_mlp_agrees_with_its_definition(
     )
 
 
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_eight_equal_neurons_of_extreme_weights_do_not_overflow(cpu: Cpu, dtype: torch.dtype, sign: float):
+    x, weights = torch.full((160,), 1e3), torch.ones(8, 160)
+    records = NeuronRecords.pack(weights, sign * weights, torch.zeros(8), dtype=dtype)
+    y = dense_mlp(x, records, activation=relu, cpu=cpu)
+    assert_close(y, dense_mlp_reference(x.double(), records, relu), relative=2 * ROUNDED[dtype])
+
+
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
 def test_a_broken_input_of_an_mlp_is_not_hidden(
     cpu: Cpu, dtype: torch.dtype, kind, broken: float, rng: torch.Generator

@@ -5,7 +5,8 @@
 //   dot_sums   the same, not yet added up
 //   row_sums   those of one row or two with one vector or two   for rows that lie in order: one stream of memory
 //   axpy8      y += a[0] * row 0 + ... + a[7] * row 7         row after row, so a row whose weight is 0 changes no bit;
-//                                                             y stands in pair order, `settle` puts it right
+//                                                             y stands in pair order, `settle` puts it right; int4 by
+//                                                             AVX-512 rounds the eight together, see its file
 //
 // Memory is kept at work by prefetching: of rows side by side each a little ahead of where it is read, and near its end
 // the beginning of the one that follows it; of a single stream a few rows ahead.
