@@ -13,12 +13,20 @@ columns lie one after the other.
 from typing import final
 
 import torch
-from jaxtyping import BFloat16, Float, Float32, Int64, UInt8
+from jaxtyping import BFloat16, Float, Float32, Int64, Shaped, UInt8
 from torch import Tensor
 
 from winnow.base.errors import UsageError
 from winnow.kernels import native
-from winnow.kernels.operands import CODED, DTYPE_CODES, aligned_bytes, check_dtype, check_memory, int4
+from winnow.kernels.operands import (
+    CODED,
+    DTYPE_CODES,
+    RECORD_ALIGNMENT_BYTES,
+    aligned_bytes,
+    check_dtype,
+    check_memory,
+    int4,
+)
 from winnow.kernels.pack import (
     GROUP,
     can_code,
@@ -218,8 +226,8 @@ class QuantisedMatrix:
     @classmethod
     def empty(cls, n_rows: int, width: int) -> "QuantisedMatrix":
         """Return an uninitialised [n_rows, width] matrix on huge pages, to be filled by `put`."""
-        memory = aligned_bytes(n_rows * width)
-        return cls(memory.view(torch.int8).view(n_rows, width), torch.empty(n_rows))
+        values, scales = _with_scales(n_rows, width, torch.float32, 1)
+        return cls(values.view(torch.int8), scales.view(n_rows))
 
     def put(self, weight: Float[Tensor, "N D"], first: int = 0) -> None:
         """Write the rows from `first` on, each rounded to the nearest int8 of its scale."""
@@ -304,8 +312,7 @@ class Int4Matrix:
     def empty(cls, n_rows: int, width: int) -> "Int4Matrix":
         """Return an uninitialised [n_rows, width] matrix on huge pages, to be filled by `put`."""
         check_int4(width)
-        scales = torch.empty(n_rows, width // GROUP, dtype=torch.bfloat16)
-        return cls(aligned_bytes(n_rows * width // 2).view(n_rows, width // 2), scales)
+        return cls(*_with_scales(n_rows, width // 2, torch.bfloat16, width // GROUP))
 
     def put(self, weight: Float[Tensor, "N D"], first: int = 0) -> None:
         """Write the rows from `first` on, each group rounded to the sixteen values of its scale."""
@@ -355,6 +362,16 @@ def matrix(weight: Float[Tensor, "M D"], dtype: torch.dtype) -> AnyMatrix:
     held = Matrix.empty(weight.shape[0], weight.shape[1], dtype)
     held.weight.copy_(weight)
     return held
+
+
+def _with_scales(
+    n_rows: int, row_bytes: int, dtype: torch.dtype, n_scales: int
+) -> tuple[UInt8[Tensor, "M row_bytes"], Shaped[Tensor, "M n_scales"]]:
+    """Return room for rows and for the scales of each behind them, all on huge pages."""
+    start = -(-n_rows * row_bytes // RECORD_ALIGNMENT_BYTES) * RECORD_ALIGNMENT_BYTES
+    memory = aligned_bytes(start + n_rows * n_scales * dtype.itemsize)
+    rows = memory[: n_rows * row_bytes].view(n_rows, row_bytes)
+    return rows, memory[start:].view(dtype).view(n_rows, n_scales)
 
 
 def _check_columns(name: str, tensor: Tensor) -> None:

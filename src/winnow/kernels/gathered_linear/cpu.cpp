@@ -78,6 +78,7 @@ inline const char* address(Int4Row row) { return reinterpret_cast<const char*>(r
 inline const char* address(CodedRow row) { return reinterpret_cast<const char*>(row.chunk()); }
 
 constexpr std::int64_t kPiece = 512;  // sums kept at once, of all vectors
+constexpr std::int64_t kRunsFarBytes = 8 << 10;  // how far ahead each is fetched
 constexpr std::int64_t kRuns = 4;  // blocks read side by side, so that sums are stored once for all of them
 
 // A product over the listed blocks of columns. The rows of a block lie together, one after the other: what is read of a
@@ -120,7 +121,7 @@ class Columns {
 
   // How many rows ahead memory is fetched, in whole eights.
   static std::int64_t far_of(std::int64_t row_bytes) {
-    const std::int64_t rows = kFarBytes / row_bytes / kRows * kRows;
+    const std::int64_t rows = kRunsFarBytes / row_bytes / kRows * kRows;
     return rows < kRows ? kRows : rows;
   }
 

@@ -69,10 +69,15 @@ inline void product_of_short(const Matrix& matrix, std::int64_t begin, std::int6
   for (std::int64_t i = begin; i < end; i += kRows) {
     Row<W> rows[kRows];
     for (std::int64_t r = 0; r < kRows; ++r) rows[r] = row_of<W>(matrix, i + r < last ? i + r : last);
-    for (std::int64_t l = 0; l < kRows * n; l += kLine<W>) prefetch(rows[0] + l + far);
+    Row<W> later[kRows];
+    if constexpr (kStreams == 1) {
+      for (std::int64_t l = 0; l < kRows * n; l += kLine<W>) prefetch(rows[0] + l + far);
+    } else {  // between the products: asked for so many lines at once Intel's processors wait
+      for (std::int64_t r = 0; r < kRows; ++r) later[r] = rows[r] + far;
+    }
     for (int b = 0; b < vectors.count; ++b) {
       float sums[kRows];
-      dot<W>(rows, static_cast<const Input<W>*>(vectors.x[b]), n, sums);
+      dot<W>(rows, static_cast<const Input<W>*>(vectors.x[b]), n, sums, kStreams > 1 && b == 0 ? later : nullptr);
       for (std::int64_t r = 0; r < kRows && i + r < end; ++r) vectors.out[b][i + r] = sums[r];
     }
   }
@@ -89,7 +94,44 @@ inline void some_sums(const Row<W>* rows, const Row<W>* later, int fetched, cons
   }
 }
 
-// out[b][i] = row i . x[b], for begin <= i < end: rows one after the other, a single stream of memory, read once for all
+// A walk through a range of rows, in order, or by turns through as many parts of it as there are streams; with what is
+// fetched meanwhile: the rows `far` later in their stream, then those with which a range of as many rows from `ahead` on
+// begins (none if negative: then its own).
+template <class W>
+class Walk {
+ public:
+  Walk(const Matrix& matrix, std::int64_t begin, std::int64_t end, std::int64_t ahead, std::int64_t far)
+      : matrix_(matrix), part_((end - begin + kStreams - 1) / kStreams) {
+    for (int s = 0; s < kStreams; ++s) {
+      const std::int64_t first = begin + s * part_, rows = end - first < part_ ? end - first : part_;
+      const std::int64_t over = far < rows ? 0 : far - rows;
+      numbers_[s] = first;
+      rows_[s] = row_of<W>(matrix, first);
+      later_[s] = row_of<W>(matrix, first + far);
+      left_[s] = rows - far + over;
+      nexts_[s] = (ahead < 0 ? first : ahead + s * part_) + over;
+    }
+  }
+
+  // Row number i of the walk, what is fetched while it is read, and its number in the matrix.
+  std::int64_t next(std::int64_t i, Row<W>& row, Row<W>& later) {
+    const int s = static_cast<int>(i % kStreams);
+    if (left_[s]-- == 0) later_[s] = row_of<W>(matrix_, nexts_[s]);
+    row = rows_[s];
+    later = later_[s];
+    rows_[s] = row_after<W>(matrix_, row);
+    later_[s] = row_after<W>(matrix_, later);
+    return numbers_[s]++;
+  }
+
+ private:
+  const Matrix& matrix_;
+  std::int64_t part_;
+  std::int64_t numbers_[kStreams], left_[kStreams], nexts_[kStreams];
+  Row<W> rows_[kStreams], later_[kStreams];
+};
+
+// out[b][i] = row i . x[b], for begin <= i < end: rows one after the other, one or two streams of memory, read once for all
 // vectors. The block that begins at `ahead` is read next (none if negative).
 //
 // Eight rows stay in the cache while the vectors pass, two at a time; each pass fetches its part of the next eight.
@@ -102,26 +144,16 @@ inline void product(const Matrix& matrix, std::int64_t begin, std::int64_t end, 
   // Each of as many passes fetches its part of a row.
   const int parts = passes >= kLinesAtOnce ? kLinesAtOnce : passes >= 2 ? 2 : 1;
   const std::int64_t part = (n / parts + kLine<W> - 1) / kLine<W> * kLine<W>;
-  const std::int64_t far = passes > 1 ? kRows : (kFarBytes + bytes - 1) / bytes, last = matrix.rows - 1;
-  const auto far_of = [&](std::int64_t i) {  // the row that is read `far` rows after row i; itself where there is none
-    const std::int64_t row = i + far < end ? i + far : ahead < 0 ? i : ahead + (i + far - end);
-    return row < last ? row : last;
-  };
-  // With few vectors it is memory that rows wait for, and one stream is quicker than two.
+  Walk<W> walk(matrix, begin, end, ahead, passes > 1 ? kRows / kStreams : (kFarBytes + bytes - 1) / bytes);
+  // With few vectors rows wait for memory, and rows one by one are quicker than two at once.
   const int together = count > kVectorsTogether || kOwnLoops<W> ? kRowsTogether : 1;
   const Input<W>* x[kMostBatch];
   for (int b = 0; b < count; ++b) x[b] = static_cast<const Input<W>*>(vectors.x[b]);
-  for (std::int64_t first = begin; first < end; first += kRows) {
-    const int some = end - first < kRows ? static_cast<int>(end - first) : kRows;
+  for (std::int64_t first = 0; first < end - begin; first += kRows) {
+    const int some = end - begin - first < kRows ? static_cast<int>(end - begin - first) : kRows;
     Row<W> rows[kRows], later[kRows];
-    rows[0] = row_of<W>(matrix, first);
-    later[0] = row_of<W>(matrix, far_of(first));
-    // One from the other: eight multiplied addresses are work beside short rows.
-    const bool is_run = far_of(first + some - 1) == far_of(first) + some - 1;
-    for (int r = 1; r < some; ++r) {
-      rows[r] = row_after<W>(matrix, rows[r - 1]);
-      later[r] = is_run ? row_after<W>(matrix, later[r - 1]) : row_of<W>(matrix, far_of(first + r));
-    }
+    std::int64_t numbers[kRows];
+    for (int r = 0; r < some; ++r) numbers[r] = walk.next(r, rows[r], later[r]);
     Floats sums[kMostBatch][kRows];
     for (int pass = 0; pass < passes; ++pass) {
       const int b = pass * kVectorsTogether, fetched = pass < parts ? kLinesAtOnce / parts : 0;
@@ -143,14 +175,25 @@ inline void product(const Matrix& matrix, std::int64_t begin, std::int64_t end, 
       for (int r = some; r < kRows; ++r) sums[b][r] = zero();
       float added[kRows];
       add_up(sums[b], x[b], added);
-      for (int r = 0; r < some; ++r) vectors.out[b][first + r] = added[r];
+      for (int r = 0; r < some; ++r) vectors.out[b][numbers[r]] = added[r];
     }
+  }
+}
+
+// Fetches what the products of a range of rows are multiplied by and moved by, so that they need not wait for it.
+inline void fetch_scales_and_bias(const Matrix& matrix, std::int64_t begin, std::int64_t end, const float* bias) {
+  constexpr std::int64_t line = kLineBytes / static_cast<std::int64_t>(sizeof(float));
+  const auto* scales = reinterpret_cast<const float*>(matrix.scales);
+  for (std::int64_t i = begin; i < end; i += line) {
+    if (matrix.dtype == Dtype::int8) prefetch(scales + i * matrix.scale_stride);
+    if (bias) prefetch(bias + i);
   }
 }
 
 // product() for the matrix's type, plus the bias if there is one.
 inline void product_any(const Matrix& matrix, std::int64_t begin, std::int64_t end, std::int64_t ahead,
                         const Vectors& vectors, const float* bias = nullptr) {
+  fetch_scales_and_bias(matrix, begin, end, bias);
   of_weights(matrix.dtype, [&](auto w) { product<decltype(w)>(matrix, begin, end, ahead, vectors); });
   const auto* scales = reinterpret_cast<const float*>(matrix.scales);
   for (int b = 0; b < vectors.count; ++b) {

@@ -76,6 +76,7 @@ static void compute(Context& context, LazyKv& lazy, std::int64_t position, const
       if (missing == 0) return;
       const std::int64_t begin = begin_of(task), first = position + 1 - missing;
       float* y = found + task * most * width;
+      fetch_scales_and_bias(matrix, begin, begin + width, lazy.bias);
       products<W>(matrix, begin, width, next < 0 ? -1 : begin_of(next), x + most - missing, missing, y);
       settle_rows(lazy, begin, task % 2 == 0, first, missing, y);
       store_rows(lazy.kv, task % 2 == 0, head, first, missing, y);

@@ -124,7 +124,15 @@ inline void prefetch(CodedRow row) {
 }
 
 constexpr std::int64_t kAheadBytes = 1280;  // of 512 to 2048 tried; less comes late, more throws out what is waiting
-constexpr std::int64_t kFarBytes = 8 << 10;  // in a single stream; of 2 to 12 KB tried
+// How far ahead a stream of rows is fetched, and in how many streams a range of rows is read. Intel's second level fetches
+// ahead by itself in every page that is read from: what is asked of it should lie near, and two streams keep it busier than one.
+#if defined(WINNOW_WIDENING)
+constexpr std::int64_t kFarBytes = 46 * kLineBytes;  // of 16 to 128 lines tried
+constexpr int kStreams = 2;  // of 1 to 8 tried
+#else
+constexpr std::int64_t kFarBytes = 8 << 10;  // of 2 to 12 KB tried
+constexpr int kStreams = 1;
+#endif
 template <class W>
 constexpr std::int64_t kLine = kLineBytes / static_cast<std::int64_t>(sizeof(W));
 template <>
