@@ -67,9 +67,10 @@ template <class W>
 inline void product_of_short(const Matrix& matrix, std::int64_t begin, std::int64_t end, const Vectors& vectors) {
   const std::int64_t n = matrix.columns, last = matrix.rows - 1, far = kFarBytes / kLineBytes * kLine<W>;
   for (std::int64_t i = begin; i < end; i += kRows) {
-    Row<W> rows[kRows];
-    for (std::int64_t r = 0; r < kRows; ++r) rows[r] = row_of<W>(matrix, i + r < last ? i + r : last);
-    Row<W> later[kRows];
+    const std::int64_t some = end - i < kRows ? end - i : kRows;
+    Row<W> rows[kRows], later[kRows];
+    rows[0] = row_of<W>(matrix, i);
+    for (std::int64_t r = 1; r < kRows; ++r) rows[r] = r < some ? row_after<W>(matrix, rows[r - 1]) : rows[r - 1];
     if constexpr (kStreams == 1) {
       for (std::int64_t l = 0; l < kRows * n; l += kLine<W>) prefetch(rows[0] + l + far);
     } else {  // between the products: asked for so many lines at once Intel's processors wait
@@ -78,7 +79,12 @@ inline void product_of_short(const Matrix& matrix, std::int64_t begin, std::int6
     for (int b = 0; b < vectors.count; ++b) {
       float sums[kRows];
       dot<W>(rows, static_cast<const Input<W>*>(vectors.x[b]), n, sums, kStreams > 1 && b == 0 ? later : nullptr);
-      for (std::int64_t r = 0; r < kRows && i + r < end; ++r) vectors.out[b][i + r] = sums[r];
+      float* out = vectors.out[b] + i;
+      if (some == kRows) {
+        __builtin_memcpy(out, sums, sizeof sums);
+      } else {
+        for (std::int64_t r = 0; r < some; ++r) out[r] = sums[r];
+      }
     }
   }
 }
