@@ -65,7 +65,7 @@ constexpr std::int64_t kShortBytes = 256;  // rows of no more are read eight at 
 // product() for short rows that lie in order. The bits are those of `dot`.
 template <class W>
 inline void product_of_short(const Matrix& matrix, std::int64_t begin, std::int64_t end, const Vectors& vectors) {
-  const std::int64_t n = matrix.columns, last = matrix.rows - 1, far = kFarBytes / kLineBytes * kLine<W>;
+  const std::int64_t n = matrix.columns, far = kFarBytes / kLineBytes * kLine<W>;
   for (std::int64_t i = begin; i < end; i += kRows) {
     const std::int64_t some = end - i < kRows ? end - i : kRows;
     Row<W> rows[kRows], later[kRows];

@@ -124,8 +124,7 @@ inline void prefetch(CodedRow row) {
 }
 
 constexpr std::int64_t kAheadBytes = 1280;  // of 512 to 2048 tried; less comes late, more throws out what is waiting
-// How far ahead a stream of rows is fetched, and in how many streams a range of rows is read. Intel's second level fetches
-// ahead by itself in every page that is read from: what is asked of it should lie near, and two streams keep it busier than one.
+// How far ahead rows are fetched, in how many streams. Intel's second level itself fetches ahead in every page read.
 #if defined(WINNOW_WIDENING)
 constexpr std::int64_t kFarBytes = 46 * kLineBytes;  // of 16 to 128 lines tried
 constexpr int kStreams = 2;  // of 1 to 8 tried
