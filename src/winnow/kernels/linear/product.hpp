@@ -119,6 +119,7 @@ class Walk {
     }
   }
 
+  static_assert(kRows % kStreams == 0, "each eight rows of a walk begin with its first stream");
   // Row number i of the walk, what is fetched while it is read, and its number in the matrix.
   std::int64_t next(std::int64_t i, Row<W>& row, Row<W>& later) {
     const int s = static_cast<int>(i % kStreams);
