@@ -10,11 +10,13 @@ where both ran at QUIET of the best: on a shared machine a neighbour halves the 
 is that of the medians.
 
     python -m benchmarks.prefill
+    python -m benchmarks.prefill --beside xeon   the same on another machine: prefill-xeon.json
 """
 
+import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from benchmarks.recorded import THREADS, machine, record
@@ -120,8 +122,11 @@ def turns(readers: dict[str, Callable[[Tensor], object]], ids: Tensor) -> dict[s
     return counted
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write prefill.json."""
+    parser = argparse.ArgumentParser(prog="benchmarks.prefill", description=main.__doc__)
+    parser.add_argument("--beside", metavar="NAME", help="write prefill-NAME.json")
+    options = parser.parse_args(arguments)
     source = drawn(SHAPE)
     readers = {name: reading(load_weights(source, DTYPES[name])) for name in PRECISIONS}
     readers["torch"] = Rival(source).read
@@ -142,7 +147,7 @@ def main() -> None:
                     row["of_torch"] = statistics.median(counted["torch"]) / seconds
                 result["rows"].append(row)
                 print(row, flush=True)
-    record("prefill", result)
+    record(f"prefill-{options.beside}" if options.beside else "prefill", result)
 
 
 if __name__ == "__main__":

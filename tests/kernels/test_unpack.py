@@ -27,6 +27,18 @@ def test_the_bits_are_those_of_the_definition(
     assert torch.equal(unpack(made, dtype, cpu=cpu), unpack_reference(made, dtype))
 
 
+@pytest.mark.parametrize("shift", [0, 1], ids=["whole lines", "parts of lines"])
+def test_more_than_caches_hold_has_the_bits_too(
+    cpu: Cpu, dtype: torch.dtype, shift: int, rng: torch.Generator
+):
+    made = matrix(
+        normal(rng, 1039, 2048), torch.bfloat16
+    )  # 4.3 MB, written past the caches where whole lines are
+    out = torch.empty(1039 * 2048 + shift, dtype=dtype)[shift:].view(1039, 2048)
+    unpack_into(made, 0, out, cpu=cpu)
+    assert torch.equal(out, made.weight.to(dtype))
+
+
 @pytest.mark.parametrize("width", [1, 3, 15, 17, 31, 33, 70, 100])
 @pytest.mark.parametrize("held", HELD[:3], ids=["fp32", "bf16", "int8"])
 def test_rows_may_have_any_length(cpu: Cpu, held: torch.dtype, dtype: torch.dtype, width: int, rng):

@@ -44,31 +44,41 @@ static void unpack_row(Row<W> row, Row<W> ahead, float scale, std::int64_t n, T*
   }
 }
 
+// kPast: whole lines are written past the caches, and need not be read first. `settle` has others see them before what
+// follows.
 #if defined(WINNOW_AVX512)
+template <bool kPast>
 static void decode_chunk(CodedRow row, bf16 out[kChunk]) {
   const Chunk chunk = decode(row);
-  for (int i = 0; i < 4; ++i) _mm512_storeu_si512(out + 32 * i, chunk.part[i]);
+  for (int i = 0; i < 4; ++i) {
+    kPast ? _mm512_stream_si512(reinterpret_cast<__m512i*>(out + 32 * i), chunk.part[i])
+          : _mm512_storeu_si512(out + 32 * i, chunk.part[i]);
+  }
 }
+static void settle() { _mm_sfence(); }
 #else
+template <bool kPast>
 static void decode_chunk(CodedRow row, bf16 out[kChunk]) {
   for (std::int64_t i = 0; i < kChunk; ++i) out[i] = row[i];
 }
+static void settle() {}
 #endif
 
+template <bool kPast>
 static void decode_chunk(CodedRow row, float out[kChunk]) {
   bf16 chunk[kChunk];
-  decode_chunk(row, chunk);
+  decode_chunk<false>(row, chunk);
   for (std::int64_t i = 0; i < kChunk; ++i) out[i] = widened(chunk[i]);
 }
 
 static inline void put_one(float* p, bf16 a) { *p = widened(a); }
 static inline void put_one(bf16* p, bf16 a) { *p = a; }
 
-template <class T>
+template <bool kPast, class T>
 static void unpack_row(CodedRow row, CodedRow ahead, std::int64_t n, T* out) {
   for (std::int64_t i = 0; i < n; i += kChunk) {
     prefetch(ahead + i);
-    decode_chunk(row + i, out + i);
+    decode_chunk<kPast>(row + i, out + i);
   }
   for (std::int64_t p = 0; p < row.patches(); ++p) put_one(out + row.column(p), row.value(p));
 }
@@ -86,9 +96,13 @@ static void fetch_scales(const Matrix& matrix, std::int64_t i) {
   }
 }
 
+constexpr std::int64_t kPastBytes = 4 << 20;  // more than a second level holds; coded rows alone gain from it
+
 template <class T>
 static void unpack_as(Context& context, const Matrix& matrix, std::int64_t begin, std::int64_t end, T* out) {
   constexpr std::int64_t block = 16;
+  const bool past = (end - begin) * matrix.columns * static_cast<std::int64_t>(sizeof(T)) >= kPastBytes &&
+                    reinterpret_cast<std::uintptr_t>(out) % kLineBytes == 0;
   const std::int64_t blocks = (end - begin + block - 1) / block;
   const auto* scales = reinterpret_cast<const float*>(matrix.scales);
   auto job = [&](Pool& pool) {
@@ -102,12 +116,14 @@ static void unpack_as(Context& context, const Matrix& matrix, std::int64_t begin
           const float scale = std::is_same_v<W, int8> ? scales[i * matrix.scale_stride] : 1.f;
           T* to = out + (i - begin) * matrix.columns;
           if constexpr (std::is_same_v<W, coded>) {
-            unpack_row(row_of<W>(matrix, i), row_of<W>(matrix, ahead), matrix.columns, to);
+            const auto row = row_of<W>(matrix, i), next = row_of<W>(matrix, ahead);
+            past ? unpack_row<true>(row, next, matrix.columns, to) : unpack_row<false>(row, next, matrix.columns, to);
           } else {
             unpack_row<W>(row_of<W>(matrix, i), row_of<W>(matrix, ahead), scale, matrix.columns, to);
           }
         }
       });
+      if (past) settle();
     });
     pool.wait(0, blocks);
   };
