@@ -7,7 +7,7 @@ import torch
 from tests.kernels.cases import normal
 from tests.kernels.conftest import opened
 from winnow.base.errors import UsageError
-from winnow.kernels import Cpu, Matrix, NeuronRecords, int4, matrix
+from winnow.kernels import CodedMatrix, Cpu, Matrix, NeuronRecords, int4, matrix
 from winnow.kernels.unpack import unpack, unpack_into, unpack_reference
 
 SIZES = [(1, 32), (7, 64), (17, 96), (200, 160), (33, 320), (1000, 256), (50, 2080)]
@@ -28,15 +28,15 @@ def test_the_bits_are_those_of_the_definition(
 
 
 @pytest.mark.parametrize("shift", [0, 1], ids=["whole lines", "parts of lines"])
-def test_more_than_caches_hold_has_the_bits_too(
+def test_coded_rows_that_are_more_than_caches_hold_have_the_bits_too(
     cpu: Cpu, dtype: torch.dtype, shift: int, rng: torch.Generator
 ):
-    made = matrix(
-        normal(rng, 1039, 2048), torch.bfloat16
-    )  # 4.3 MB, written past the caches where whole lines are
+    weight = normal(rng, 1039, 2048).bfloat16()
+    made = CodedMatrix.of(weight)
+    assert made is not None  # 4.3 MB as bfloat16, written past the caches where lines are whole
     out = torch.empty(1039 * 2048 + shift, dtype=dtype)[shift:].view(1039, 2048)
     unpack_into(made, 0, out, cpu=cpu)
-    assert torch.equal(out, made.weight.to(dtype))
+    assert torch.equal(out, weight.to(dtype))
 
 
 @pytest.mark.parametrize("width", [1, 3, 15, 17, 31, 33, 70, 100])
